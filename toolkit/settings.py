@@ -1,0 +1,43 @@
+"""The only reader of environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says.
+
+    Attributes:
+        home: `TOOLKIT_HOME`, default `.toolkit/` in the working directory: journals, caches, spool, reports.
+        data_dir: `TOOLKIT_DATA_DIR`: a folder with the files that recipes ask for.
+        state_uri: `TOOLKIT_STATE_URI`: a Volume or any fsspec path, to which journals are mirrored.
+        tracking_uri: `MLFLOW_TRACKING_URI`; None: MLflow's own default in the working directory.
+        ray_address: `RAY_ADDRESS`: a running Ray to use, and to leave running.
+        on_databricks: the process runs on a Databricks cluster (`DATABRICKS_RUNTIME_VERSION` is set).
+    """
+
+    home: Path
+    data_dir: Path | None
+    state_uri: str | None
+    tracking_uri: str | None
+    ray_address: str | None
+    on_databricks: bool
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        def path(name: str) -> Path | None:
+            return Path(environ[name]).expanduser().resolve() if environ.get(name) else None
+
+        return cls(
+            home=path("TOOLKIT_HOME") or Path.cwd() / ".toolkit",
+            data_dir=path("TOOLKIT_DATA_DIR"),
+            state_uri=environ.get("TOOLKIT_STATE_URI") or None,
+            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+            ray_address=environ.get("RAY_ADDRESS") or None,
+            on_databricks=bool(environ.get("DATABRICKS_RUNTIME_VERSION")),
+        )
