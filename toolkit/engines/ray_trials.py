@@ -1,0 +1,192 @@
+"""Trials by Ray Tune: one long-lived process a slot, the study deciding, Tune executing.
+
+What makes it fast: processes are reused from trial to trial, and keep their matrices; the data is put into the object store once; a trial
+without scheduler is one call and one event; concurrency is always set (without it Tune keeps one trial pending, ray issue 46965); Tune's
+own files, loggers and reporters are off, for the journal has all of it.
+
+What makes it lose nothing: a trial's error is its result and not Tune's business, so `max_failures` counts dead processes only. A trial
+that hangs is ended from the controller's own step, by killing its process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+# Read when ray.tune is imported or a run starts.
+for _name, _value in {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # The journal is the state; Tune's own snapshots of it would only cost time.
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from toolkit.core.data import TrialData
+from toolkit.core.experiment import Sweep
+from toolkit.core.search import Search
+from toolkit.core.study import TrialResult
+from toolkit.engines.ray_patches import register_actor
+from toolkit.engines.ray_trial_actor import MakeTrainer, Shared
+
+
+@dataclass
+class RayRunner:
+    """Implements `core.search.Runner` on the connected Ray. `num_slots`: trials at once."""
+
+    make_trainer: MakeTrainer
+    data: TrialData
+    sweep: Sweep
+    num_slots: int
+
+    def run(self, search: Search) -> None:
+        adapter = _Adapter(search, stepped=self.sweep.scheduler is not None)
+        shared = Shared(self.make_trainer, self.sweep, ray.put(self.data))
+        with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+            tuner = tune.Tuner(
+                register_actor(shared),
+                tune_config=TuneConfig(
+                    search_alg=_StudySearch(adapter),
+                    scheduler=_StudyScheduler(adapter),
+                    num_samples=-1,
+                    max_concurrent_trials=self.num_slots,
+                    reuse_actors=True,
+                ),
+                run_config=RunConfig(
+                    name="sweep",
+                    storage_path=folder,
+                    failure_config=FailureConfig(max_failures=self.sweep.max_retries),
+                    checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                    callbacks=[_Controls(adapter)],
+                    stop=_StopWhenStopping(adapter),
+                    verbose=0,
+                    progress_reporter=_Silent(),
+                ),
+            )
+            try:
+                tuner.fit()
+            finally:
+                search.requeue_running()
+
+
+class _Adapter:
+    """Tune's trial ids against the study's numbers; shared by the four roles that Tune asks for."""
+
+    def __init__(self, search: Search, stepped: bool) -> None:
+        self.search = search
+        self.stepped = stepped
+        self.numbers: dict[str, int] = {}
+        self.num_retries: dict[int, int] = {}
+
+    def number_of(self, trial: Trial) -> int:
+        return self.numbers[trial.trial_id]
+
+
+class _StudySearch(Searcher):
+    """Who proposes. (Tune's own OptunaSearch tells stopped trials as complete and leaves NaN ones running: ray-on-spark.md, section 3.)"""
+
+    def __init__(self, adapter: _Adapter) -> None:
+        super().__init__()
+        self._adapter = adapter
+
+    def suggest(self, trial_id: str) -> Any:
+        proposal = self._adapter.search.next_proposal()
+        if proposal is None:
+            return Searcher.FINISHED
+        self._adapter.numbers[trial_id] = proposal.number
+        return {"number": proposal.number, "params": dict(proposal.params), "stepped": self._adapter.stepped}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._adapter.numbers[trial_id]
+        told = (result or {}).get("result")
+        if isinstance(told, TrialResult) and told.number == number:
+            self._adapter.search.ended(told, self._adapter.num_retries.get(number, 0))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune saves searchers with its snapshots; the journal is ours."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a study is resumed from its journal")
+
+
+class _StudyScheduler(FIFOScheduler):
+    """Who stops early: the study (see `engines/optuna_study.py` for why not Tune's own ASHA)."""
+
+    def __init__(self, adapter: _Adapter) -> None:
+        super().__init__()
+        self._adapter = adapter
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        told: TrialResult = result["result"]
+        stop = self._adapter.search.reported(told.number, result["step"], told.values[0])
+        return FIFOScheduler.STOP if stop else FIFOScheduler.CONTINUE
+
+
+class _Controls(Callback):
+    """Follows the trials' processes, and ends those that hang."""
+
+    def __init__(self, adapter: _Adapter) -> None:
+        self._adapter = adapter
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._adapter.search.started(self._adapter.number_of(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        number = self._adapter.number_of(trial)
+        self._adapter.num_retries[number] = self._adapter.num_retries.get(number, 0) + 1
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        number = self._adapter.number_of(trial)
+        cause = trial.get_pickled_error() if trial.pickled_error_file else None
+        retries = self._adapter.num_retries.get(number, 0)
+        reason = f"{type(cause).__name__}: {cause}" if cause else "unknown cause"
+        self._adapter.search.lost(number, f"the trial's process died {retries + 1} times; last: {reason}", retries)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        search = self._adapter.search
+        for number in search.overdue():
+            search.lost(number, "TrialTimeout: the trial took longer than sweep.trial_timeout_s", self._adapter.num_retries.get(number, 0))
+            self._kill(trial for trial in trials if self._adapter.numbers.get(trial.trial_id) == number)
+        if search.stopping:
+            self._kill(trial for trial in trials if trial.status == Trial.RUNNING)
+
+    def _kill(self, trials: Any) -> None:
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            # Its death is wanted: Tune must not start it again.
+            trial.max_failures = 0
+            if actor is not None:
+                ray.kill(actor)
+
+
+class _StopWhenStopping(Stopper):
+    def __init__(self, adapter: _Adapter) -> None:
+        self._adapter = adapter
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._adapter.search.stopping is not None
+
+
+class _Silent(tune.ProgressReporter):
+    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Trial], done: bool, *sys_info: dict[str, Any]) -> None:
+        raise AssertionError("never asked to")

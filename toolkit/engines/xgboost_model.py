@@ -1,0 +1,209 @@
+"""XGBoost's native booster as a `Trainer`.
+
+Matrices are built once a process and kept: `_matrices` below is the reason why trial processes are worth reusing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xgboost
+
+from toolkit.core.data import Part, SplitData, TrialData
+from toolkit.core.experiment import Metric, XGBoost
+from toolkit.core.space import flatten
+from toolkit.core.trial import FinalModel, FitResult, Report, merge_folds
+
+# Their matrix must be the plain one: `QuantileDMatrix` holds bins only, which `exact` and `approx` cannot use.
+_NEEDS_RAW_VALUES = ("exact", "approx")
+
+_matrices: dict[tuple[object, ...], tuple[xgboost.DMatrix, xgboost.DMatrix]] = {}
+
+
+@dataclass(frozen=True)
+class XGBoostTrainer:
+    """Attributes:
+    stop_on_train_part: the published protocol: the trial's own booster is the final model.
+    """
+
+    model: XGBoost
+    metrics: tuple[Metric, ...]
+    seed: int
+    report_every: int
+    keep_trial_model: bool = False
+
+    def fit(self, params: Mapping[str, Any], data: TrialData, num_threads: int, report: Report) -> FitResult:
+        if len(data.folds) == 1:
+            return self._fit_fold(params, data, 0, num_threads, report)[0]
+        folds: list[FitResult] = []
+        for number in range(len(data.folds)):
+            folds.append(self._fit_fold(params, data, number, num_threads, report=None)[0])
+            merged = merge_folds(folds, [metric.name for metric in self.metrics])
+            if report(number + 1, merged):
+                merged.stopped = number + 1 < len(data.folds)
+                break
+        return merged
+
+    def fit_final(self, params: Mapping[str, Any], data: SplitData, num_threads: int, best_iteration: int | None) -> FinalModel:
+        labels: list[npt.NDArray[np.float32]] = []
+        predictions: list[npt.NDArray[np.float32]] = []
+        booster: xgboost.Booster | None = None
+        for number in range(len(data.trial.folds)):
+            # The same parameters, rows and seed give the trial's own booster again; its predictions on validation rows are
+            # the only ones of rows that a model has not seen.
+            fitted, booster = self._fit_fold(params, data.trial, number, num_threads, report=None)
+            booster = booster[: (fitted.best_iteration or 0) + 1]
+            validation = data.trial.fold(number)[1]
+            labels.append(validation.label)
+            predictions.append(self.predict(booster, validation))
+        assert booster is not None
+        if not self.keep_trial_model:
+            num_rounds = (best_iteration if best_iteration is not None else self.model.num_boost_round - 1) + 1
+            everything = data.trial.rows
+            matrix, _ = self._build(self._booster_params(params, data.trial, num_threads), everything, None, data.trial, num_threads)
+            booster = xgboost.train(
+                self._booster_params(params, data.trial, num_threads), matrix, num_boost_round=num_rounds, verbose_eval=False
+            )
+        booster.feature_names = list(data.trial.feature_names)
+        gains: Mapping[str, Any] = booster.get_score(importance_type="total_gain")
+        return FinalModel(
+            payload=bytes(booster.save_raw("ubj")),
+            validation_label=np.concatenate(labels),
+            validation_prediction=np.concatenate(predictions),
+            test_prediction=self.predict(booster, data.test),
+            importances={name: float(gains.get(name, 0.0)) for name in data.trial.feature_names},
+            num_rounds=booster.num_boosted_rounds(),
+            refitted=not self.keep_trial_model,
+        )
+
+    def predict(self, booster: xgboost.Booster, part: Part) -> npt.NDArray[np.float32]:
+        """(n,) or (n, k) as the objective transforms it: probabilities for `binary:logistic` and `multi:softprob`."""
+        prediction: npt.NDArray[np.float32] = booster.inplace_predict(part.features, validate_features=False)
+        return prediction
+
+    def _fit_fold(
+        self, params: Mapping[str, Any], data: TrialData, number: int, num_threads: int, report: Report | None
+    ) -> tuple[FitResult, xgboost.Booster]:
+        booster_params = self._booster_params(params, data, num_threads)
+        train, validation = self._matrices_of(booster_params, data, number, num_threads)
+        watch = _Watch(self.metrics, self.report_every, report)
+        callbacks: list[xgboost.callback.TrainingCallback] = []
+        if self.model.early_stopping_rounds is not None:
+            first = self.metrics[0]
+            callbacks.append(
+                xgboost.callback.EarlyStopping(
+                    self.model.early_stopping_rounds,
+                    metric_name=first.name,
+                    data_name="validation",
+                    maximize=first.direction == "maximize",
+                )
+            )
+        booster = xgboost.train(
+            booster_params,
+            train,
+            num_boost_round=self.model.num_boost_round,
+            evals=[(validation, "validation")],
+            verbose_eval=False,
+            callbacks=[*callbacks, watch],
+        )
+        return watch.result(final=True), booster
+
+    def _booster_params(self, params: Mapping[str, Any], data: TrialData, num_threads: int) -> dict[str, Any]:
+        searched = {name.rsplit("/", 1)[-1]: value for name, value in flatten(params).items()}
+        return {
+            "seed": self.seed,
+            "verbosity": 1,
+            **({"num_class": data.num_classes} if data.task == "multiclass" else {}),
+            **self.model.params,
+            **searched,
+            "objective": _objective(self.model.objective),
+            "device": self.model.device,
+            "nthread": num_threads,
+            "eval_metric": [metric.name for metric in self.metrics],
+        }
+
+    def _matrices_of(
+        self, booster_params: Mapping[str, Any], data: TrialData, number: int, num_threads: int
+    ) -> tuple[xgboost.DMatrix, xgboost.DMatrix]:
+        raw = booster_params.get("tree_method") in _NEEDS_RAW_VALUES or booster_params.get("booster") == "gblinear"
+        key = (data.data_id, number, raw, booster_params.get("max_bin"), self.model.device)
+        if key not in _matrices:
+            if any(kept[0] != data.data_id or kept[2:] != key[2:] for kept in _matrices):
+                _matrices.clear()
+            train, validation = data.fold(number)
+            built = self._build(booster_params, train, validation, data, num_threads)
+            assert built[1] is not None
+            _matrices[key] = (built[0], built[1])
+        return _matrices[key]
+
+    def _build(
+        self, booster_params: Mapping[str, Any], train: Part, validation: Part | None, data: TrialData, num_threads: int
+    ) -> tuple[xgboost.DMatrix, xgboost.DMatrix | None]:
+        raw = booster_params.get("tree_method") in _NEEDS_RAW_VALUES or booster_params.get("booster") == "gblinear"
+
+        def options(part: Part) -> dict[str, Any]:
+            return {
+                "data": part.features,
+                "label": part.label,
+                "weight": part.weight,
+                "qid": part.group if data.task == "ranking" else None,
+                "feature_names": list(data.feature_names),
+                "nthread": num_threads,
+            }
+
+        if raw:
+            return xgboost.DMatrix(**options(train)), xgboost.DMatrix(**options(validation)) if validation else None
+        bins = {"max_bin": booster_params["max_bin"]} if booster_params.get("max_bin") else {}
+        matrix = xgboost.QuantileDMatrix(**options(train), **bins)
+        return matrix, xgboost.QuantileDMatrix(**options(validation), ref=matrix, **bins) if validation else None
+
+
+class _Watch(xgboost.callback.TrainingCallback):
+    """Follows one training: the best round by the first metric, a thinned history, and a report every `every` rounds."""
+
+    def __init__(self, metrics: tuple[Metric, ...], every: int, report: Report | None) -> None:
+        self._metrics = metrics
+        self._every = every
+        self._report = report
+        self._log: Mapping[str, list[float]] = {}
+        self._stopped = False
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        self._log = evals_log["validation"]
+        if self._report is not None and (epoch + 1) % self._every == 0 and self._report(epoch + 1, self.result()):
+            self._stopped = True
+        return self._stopped
+
+    def result(self, final: bool = False) -> FitResult:
+        first = self._metrics[0]
+        curve = np.asarray(self._log[first.name], dtype=np.float64)
+        if np.isnan(curve).all():
+            best = len(curve) - 1
+        else:
+            best = int(np.nanargmax(curve) if first.direction == "maximize" else np.nanargmin(curve))
+        steps = set(range(self._every, len(curve) + 1, self._every)) | ({best + 1, len(curve)} if final else set())
+        metrics = {metric.name: float(self._log[metric.name][best]) for metric in self._metrics}
+        return FitResult(
+            values=tuple(metrics[metric.name] for metric in self._metrics),
+            metrics=metrics,
+            history={m.name: [(step, float(self._log[m.name][step - 1])) for step in sorted(steps)] for m in self._metrics},
+            best_iteration=best,
+            stopped=self._stopped,
+        )
+
+
+def _objective(name: str) -> str:
+    """Class labels cannot be ranked or thresholded: the probabilities behind them are what is fitted."""
+    return "multi:softprob" if name == "multi:softmax" else name
+
+
+def booster_from(payload: bytes) -> xgboost.Booster:
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(payload))
+    return booster
+
+
