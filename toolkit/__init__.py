@@ -1,0 +1,84 @@
+"""The public names: all that an experiment file needs. Importing this loads none of what stands behind them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.core.data import DataContext, Loaded
+    from toolkit.core.errors import DataError, UserError
+    from toolkit.core.experiment import (
+        Asha,
+        Cluster,
+        Costs,
+        Custom,
+        Dataset,
+        Experiment,
+        Median,
+        Metric,
+        Sampler,
+        Split,
+        Sweep,
+        XGBoost,
+    )
+    from toolkit.core.result import SweepResult
+    from toolkit.core.space import Branch, Categorical, Float, Int
+    from toolkit.engines.data_files import RemoteFiles, files_for
+    from toolkit.engines.tables import read_table
+
+# The verb is not among them: `toolkit.sweep` is its module, and which of the two a name meant would depend on what was imported
+# before. The function is `from toolkit.sweep import sweep`.
+__all__ = [
+    "Asha",
+    "Branch",
+    "Categorical",
+    "Cluster",
+    "Costs",
+    "Custom",
+    "DataContext",
+    "DataError",
+    "Dataset",
+    "Experiment",
+    "Float",
+    "Int",
+    "Loaded",
+    "Median",
+    "Metric",
+    "RemoteFiles",
+    "Sampler",
+    "Split",
+    "Sweep",
+    "SweepResult",
+    "UserError",
+    "XGBoost",
+    "files_for",
+    "read_table",
+]
+
+_HOMES = {
+    "DataContext": "core.data",
+    "Loaded": "core.data",
+    "DataError": "core.errors",
+    "UserError": "core.errors",
+    "SweepResult": "core.result",
+    "Branch": "core.space",
+    "Categorical": "core.space",
+    "Float": "core.space",
+    "Int": "core.space",
+    "RemoteFiles": "engines.data_files",
+    "files_for": "engines.data_files",
+    "read_table": "engines.tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'core.experiment')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

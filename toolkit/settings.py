@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+CREDENTIALS = ("DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_ID", "DATABRICKS_CLIENT_SECRET", "DATABRICKS_CONFIG_PROFILE")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -19,6 +21,9 @@ class Settings:
         tracking_uri: `MLFLOW_TRACKING_URI`; None: MLflow's own default in the working directory.
         ray_address: `RAY_ADDRESS`: a running Ray to use, and to leave running.
         on_databricks: the process runs on a Databricks cluster (`DATABRICKS_RUNTIME_VERSION` is set).
+        user: `TOOLKIT_USER` (a job on Databricks runs as root), else the operating system's; in the name of shared MLflow experiments.
+        java_home: `JAVA_HOME`, for Spark.
+        credentials: names, never values, of the Databricks variables that are set.
     """
 
     home: Path
@@ -27,6 +32,9 @@ class Settings:
     tracking_uri: str | None
     ray_address: str | None
     on_databricks: bool
+    user: str = "unknown"
+    java_home: Path | None = None
+    credentials: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -40,4 +48,7 @@ class Settings:
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
             ray_address=environ.get("RAY_ADDRESS") or None,
             on_databricks=bool(environ.get("DATABRICKS_RUNTIME_VERSION")),
+            user=next((environ[name] for name in ("TOOLKIT_USER", "LOGNAME", "USER") if environ.get(name)), "unknown"),
+            java_home=path("JAVA_HOME"),
+            credentials=tuple(name for name in CREDENTIALS if environ.get(name)),
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,33 @@ from toolkit.core.experiment import Task
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DataContext:
+    """Where a load function may look: what a `dataset.load` with one argument is called with.
+
+    Attributes:
+        data: `--data`, a file or a folder of the user's own.
+        data_dir: `TOOLKIT_DATA_DIR`.
+        cache_dir: `TOOLKIT_HOME/cache`; made when something is written there.
+    """
+
+    data: Path | None
+    data_dir: Path | None
+    cache_dir: Path
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load function returns where it knows better than its caller whence the rows came.
+
+    `table` is anything that `Dataset.load` may return; `kind` and `location` as in `DataSource`.
+    """
+
+    table: Any
+    kind: str
+    location: str
 
 
 @dataclass(frozen=True)

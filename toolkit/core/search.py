@@ -22,7 +22,7 @@ _logger = logging.getLogger("toolkit")
 class Search:
     """Attributes:
     num_failed: failed trials of the whole study, those of earlier processes included.
-    ended_records: what ended in this process, in the order of ending.
+    ended_records: what ended in this process, in the order of ending; last_ended_unix_s: when the last of it was told.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Search:
         self._deadline_unix_s = clock() + sweep.timeout_s if sweep.timeout_s else None
         self.num_failed = sum(record.state is TrialState.FAILED for record in study.records())
         self.ended_records: list[TrialRecord] = []
+        self.last_ended_unix_s = clock()
 
     @property
     def stopping(self) -> StopReason | None:
@@ -76,7 +77,7 @@ class Search:
         """Keep an intermediate value; True when the trial must stop now."""
         if number not in self._asked:
             return True
-        if self._study.report(number, step, value):
+        if self._sweep.scheduler is not None and self._study.report(number, step, value):
             self._pruned.add(number)
             return True
         return self.stopping is not None
@@ -91,6 +92,7 @@ class Search:
         record = self._study.tell(result, num_retries)
         self._forget(result.number)
         self.ended_records.append(record)
+        self.last_ended_unix_s = self._clock()
         if record.state is TrialState.FAILED:
             self.num_failed += 1
             _logger.warning("trial %d failed: %s", record.number, last_line(record.error))

@@ -89,7 +89,7 @@ class CustomTrainer:
     def _score(self, prediction: Any, validation: Part, data: TrialData, names: list[str]) -> dict[str, float]:
         from toolkit.engines.sklearn_evaluation import metric_of
 
-        scores = {}
-        for name in names:
-            scores[name] = metric_of(name, data.task, validation, np.asarray(prediction), data.num_classes)
-        return scores
+        array = np.asarray(prediction)
+        return {
+            name: metric_of(name, data.task, validation.label, array, weight=validation.weight, group=validation.group) for name in names
+        }

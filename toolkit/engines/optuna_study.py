@@ -169,7 +169,7 @@ class OptunaStudy:
         if step not in self._frozen(number).intermediate_values:
             trial.report(value, step)
         # Not flushed: a crash may lose it, for the trial would be run again anyway.
-        return self._experiment.sweep.scheduler is not None and trial.should_prune()
+        return trial.should_prune()
 
     def tell(self, result: TrialResult, num_retries: int = 0) -> TrialRecord:
         trial = self._running.pop(result.number)

@@ -1,4 +1,4 @@
-"""Local Ray: sized to the machine and its cgroup, private to this process, and gone when the block ends.
+"""Local Ray: sized to the machine and its cgroup, private to this process, and gone when it is stopped.
 
 A Ray that is running already (`RAY_ADDRESS`) is used and left running.
 """
@@ -9,9 +9,8 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 # Both are read when ray is imported. Ray would otherwise replay `uv run` in every worker (ray issue 54344), and report usage over the network.
@@ -31,63 +30,91 @@ _OBJECT_STORE_MIN_BYTES = 80 * 2**20
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A connection. `num_cpus`, `num_gpus` are the cluster's, `started_here` says whether we end it."""
+    """What the cluster has in all, and how long it took to connect or start."""
 
     num_cpus: float
     num_gpus: float
-    started_here: bool
     start_s: float
 
 
-@contextmanager
-def ray_cluster(address: str | None, dashboard: bool) -> Iterator[RayCluster]:
-    """Connect to `address`, or start a local Ray; on every way out disconnect, and end what was started.
+class RayConnection:
+    """Connects to `address`, or starts a local Ray, in the background, for it takes 7 s in which the driver has other things to do.
 
-    Raises:
-        ClusterError: the address does not answer, Ray runs in this process already for someone else, or it does not start.
+    One thread starts Ray, waits, and ends it: the kernel ends Ray's processes together with the thread that started them
+    (PR_SET_PDEATHSIG), which is also why a kill -9 of the driver leaves none behind.
     """
-    began = time.perf_counter()
-    temp_dir: str | None = None
-    if ray.is_initialized():
-        resources = ray.cluster_resources()
-        yield RayCluster(resources.get("CPU", 0), resources.get("GPU", 0), started_here=False, start_s=0.0)
-        return
-    try:
-        if address is not None:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes: a short name straight under the system's temporary folder.
-            temp_dir = tempfile.mkdtemp(prefix="ray-")
-            ray.init(
-                address="local",
-                num_cpus=cpu_count(),
-                include_dashboard=dashboard,
-                object_store_memory=_object_store_bytes(),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=temp_dir,
+
+    def __init__(self, address: str | None, dashboard: bool) -> None:
+        self._address = address
+        self._dashboard = dashboard
+        self._cluster: RayCluster | None = None
+        self._error: Exception | None = None
+        self._connected = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> RayCluster:
+        """Raises:
+        ClusterError: the address does not answer, or Ray does not start.
+        """
+        self._connected.wait()
+        if self._error is not None:
+            raise ClusterError(
+                "Ray must start" if self._address is None else f"Ray must answer at RAY_ADDRESS={self._address}",
+                got=f"{type(self._error).__name__}: {(str(self._error).splitlines() or [''])[0]}",
+                next_step="see `toolkit doctor`, or use --cluster inprocess",
+            ) from self._error
+        assert self._cluster is not None
+        return self._cluster
+
+    def begin_stop(self) -> None:
+        """End what was started, disconnect from what was not; returns at once."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """The same, and wait for it. Must be called on every way out."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _live(self) -> None:
+        began = time.perf_counter()
+        found_running = ray.is_initialized()
+        temp_dir: str | None = None
+        try:
+            if not found_running:
+                # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes: a short name straight under the system's temporary folder.
+                temp_dir = tempfile.mkdtemp(prefix="ray-") if self._address is None else None
+                self._init(temp_dir)
+            resources = ray.cluster_resources()
+            self._cluster = RayCluster(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                start_s=time.perf_counter() - began,
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        ray.shutdown()
+        except Exception as error:
+            # Handed to `wait`, which is called in the thread that can do something about it.
+            self._error = error
+        self._connected.set()
+        self._stopping.wait()
+        if not found_running:
+            ray.shutdown()
         if temp_dir:
             shutil.rmtree(temp_dir, ignore_errors=True)
-        raise ClusterError(
-            "Ray must start" if address is None else f"Ray must answer at RAY_ADDRESS={address}",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            next_step="see `toolkit doctor`, or use --cluster inprocess",
-        ) from error
-    try:
-        resources = ray.cluster_resources()
-        yield RayCluster(
-            num_cpus=resources.get("CPU", 0),
-            num_gpus=resources.get("GPU", 0),
-            started_here=address is None,
-            start_s=time.perf_counter() - began,
+
+    def _init(self, temp_dir: str | None) -> None:
+        if self._address is not None:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        ray.init(
+            address="local",
+            num_cpus=cpu_count(),
+            include_dashboard=self._dashboard,
+            object_store_memory=_object_store_bytes(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=temp_dir,
         )
-    finally:
-        ray.shutdown()
-        if temp_dir:
-            shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def _object_store_bytes() -> int:

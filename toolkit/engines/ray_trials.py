@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 # Read when ray.tune is imported or a run starts.
@@ -30,7 +31,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
@@ -52,8 +53,12 @@ class RayRunner:
     data: TrialData
     sweep: Sweep
     num_slots: int
+    user_modules: tuple[ModuleType, ...] = ()
+    """Modules that worker processes cannot import: they travel by value."""
 
     def run(self, search: Search) -> None:
+        for module in self.user_modules:
+            cloudpickle.register_pickle_by_value(module)
         adapter = _Adapter(search, stepped=self.sweep.scheduler is not None)
         shared = Shared(self.make_trainer, self.sweep, ray.put(self.data))
         with tempfile.TemporaryDirectory(prefix="tune-") as folder:
@@ -91,6 +96,13 @@ class _Adapter:
         self.stepped = stepped
         self.numbers: dict[str, int] = {}
         self.num_retries: dict[int, int] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Adapter:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its parts for a restore that is never asked for; a search has locks and threads behind it.
+        return type(None), ()
 
     def number_of(self, trial: Trial) -> int:
         return self.numbers[trial.trial_id]

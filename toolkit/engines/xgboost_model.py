@@ -96,7 +96,7 @@ class XGBoostTrainer:
             first = self.metrics[0]
             callbacks.append(
                 xgboost.callback.EarlyStopping(
-                    self.model.early_stopping_rounds,
+                    rounds=self.model.early_stopping_rounds,
                     metric_name=first.name,
                     data_name="validation",
                     maximize=first.direction == "maximize",

@@ -1,0 +1,80 @@
+"""The one place where engines are chosen and made, from an experiment and the settings. Imports each only when it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable
+
+from toolkit.core.data import TrialData
+from toolkit.core.errors import ClusterError
+from toolkit.core.experiment import Custom, Experiment, Metric, Model, Protocol
+from toolkit.core.search import Runner
+from toolkit.core.trial import Trainer
+
+REPORTED_VERSIONS = ("ray-spark-toolkit", "ray", "optuna", "mlflow", "xgboost", "scikit-learn", "pandas", "numpy")
+
+
+def make_trainer(experiment: Experiment, protocol: Protocol) -> Callable[[], Trainer]:
+    """What makes the trainer in a trial's process: the driver need not import the model's library to start a search."""
+    sweep = experiment.sweep
+    return functools.partial(trainer_of, experiment.model, experiment.metrics, sweep.seed, sweep.report_every, protocol == "published")
+
+
+def trainer_of(model: Model, metrics: tuple[Metric, ...], seed: int, report_every: int, keep_trial_model: bool) -> Trainer:
+    if isinstance(model, Custom):
+        from toolkit.engines.custom_model import CustomTrainer
+
+        return CustomTrainer(model, metrics)
+    if "ray.tune" not in sys.modules and "ray" in sys.modules:
+        from toolkit.engines.ray_trial_actor import import_xgboost_without_sklearn
+
+        import_xgboost_without_sklearn()
+    from toolkit.engines.xgboost_model import XGBoostTrainer
+
+    return XGBoostTrainer(model, metrics, seed, report_every, keep_trial_model)
+
+
+def local_runner(experiment: Experiment, protocol: Protocol, data: TrialData) -> Runner:
+    from toolkit.engines.local_trials import LocalRunner
+
+    trainer = make_trainer(experiment, protocol)()
+    return LocalRunner(trainer, data, experiment.sweep, num_threads=max(1, int(experiment.sweep.cpus_per_trial)))
+
+
+def ray_runner(experiment: Experiment, protocol: Protocol, data: TrialData, num_slots: int) -> Runner:
+    from toolkit.core.recipes import user_modules
+    from toolkit.engines.ray_trials import RayRunner
+
+    return RayRunner(make_trainer(experiment, protocol), data, experiment.sweep, num_slots, user_modules(experiment))
+
+
+def slots(experiment: Experiment, num_cpus: float, num_gpus: float) -> int:
+    """How many trials fit at once.
+
+    Raises:
+        ClusterError: not even one does.
+    """
+    sweep = experiment.sweep
+    fit = int(num_cpus // sweep.cpus_per_trial)
+    if sweep.gpus_per_trial:
+        fit = min(fit, int(num_gpus // sweep.gpus_per_trial))
+    if fit < 1:
+        raise ClusterError(
+            "a trial must fit on the cluster",
+            got=f"{sweep.cpus_per_trial:g} CPUs and {sweep.gpus_per_trial:g} GPUs a trial, {num_cpus:g} CPUs and {num_gpus:g} GPUs in all",
+            next_step="lower sweep.cpus_per_trial or sweep.gpus_per_trial",
+        )
+    return fit
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in REPORTED_VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

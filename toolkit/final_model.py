@@ -1,0 +1,58 @@
+"""From the best parameters to a model for use, and its figures on rows that nothing has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from toolkit.core.experiment import Experiment, Protocol
+
+if TYPE_CHECKING:
+    from toolkit.core.data import SplitData
+    from toolkit.core.evaluation import Evaluation
+    from toolkit.core.trial import FinalModel
+
+
+def fit_and_test(
+    experiment: Experiment,
+    protocol: Protocol,
+    split: SplitData,
+    classes: tuple[Any, ...] | None,
+    params: Mapping[str, Any],
+    best_iteration: int | None,
+) -> tuple[FinalModel, Evaluation]:
+    """Fit `params` for use and test once.
+
+    Honest: refitted on train + validation with `best_iteration + 1` rounds; the threshold comes from validation predictions of the model
+    before that. Published: the trial's own model, threshold and figures from the test part.
+    """
+    from toolkit.core.evaluation import Evaluation
+    from toolkit.core.machine import cpu_count
+    from toolkit.engines import build
+    from toolkit.engines.sklearn_evaluation import choose_threshold, evaluate
+
+    final = build.make_trainer(experiment, protocol)().fit_final(params, split, cpu_count(), best_iteration)
+    task = split.trial.task
+    threshold = None
+    if task == "binary" and final.validation_label is not None and final.validation_prediction is not None:
+        where = "the validation part" if protocol == "honest" else "the test part, as published"
+        threshold = choose_threshold(final.validation_label, final.validation_prediction, experiment.costs, where)
+    metrics = evaluate(
+        task,
+        split.test.label,
+        final.test_prediction,
+        [metric.name for metric in experiment.metrics],
+        weight=split.test.weight,
+        group=split.test.group,
+        threshold=threshold.value if threshold else 0.5,
+    )
+    return final, Evaluation(
+        task=task,
+        classes=classes,
+        label=split.test.label,
+        prediction=final.test_prediction,
+        metrics=metrics,
+        threshold=threshold,
+        importances=final.importances,
+        num_rounds=final.num_rounds,
+    )

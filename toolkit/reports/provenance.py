@@ -1,0 +1,71 @@
+"""Where a sweep's figures come from and how to get them again. Reports are forwarded, so no secret may pass through here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from toolkit.core.result import SweepResult
+
+
+def facts(result: SweepResult) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Titled lists of (name, value, is code)."""
+    source = result.source
+    rows = f"{result.num_train_rows:,} train, {result.num_validation_rows:,} validation, {result.num_test_rows:,} test"
+    return [
+        (
+            "Data",
+            [
+                ("source", source.kind.replace("_", " "), False),
+                ("location", without_secrets(source.location), True),
+                ("rows and features", f"{source.num_rows:,} rows, {source.num_features} features", False),
+                ("sha256", source.sha256, True),
+                ("split", result.split_description, False),
+                ("parts", rows, False),
+            ],
+        ),
+        (
+            "Search and record",
+            [
+                ("study", result.study, True),
+                ("sampler, scheduler", f"{result.sampler}, {result.scheduler}", False),
+                ("seed", str(result.seed), False),
+                ("cluster", f"{result.cluster}, {result.num_slots} slots", False),
+                ("MLflow", without_secrets(result.tracking_uri), True),
+                ("MLflow experiment", result.mlflow_experiment, True),
+                ("parent run", result.parent_run_id, True),
+                ("model", without_secrets(result.model_uri), True),
+            ],
+        ),
+        (
+            "Code",
+            [
+                ("git commit", result.git_commit, True),
+                *((name, version, True) for name, version in sorted(result.versions.items())),
+            ],
+        ),
+    ]
+
+
+def commands(result: SweepResult) -> list[tuple[str, str]]:
+    """(what for, command line)."""
+    base = ["toolkit", "sweep", result.experiment.name, "--protocol", result.protocol]
+    done = sum(record.state.is_finished for record in result.records)
+    again = [*base, "--trials", str(result.num_trials), "--seed", str(result.seed)]
+    left = result.num_trials - done
+    onward = [*base, "--study", result.study, "--resume", "--trials", str(result.num_trials if left > 0 else 2 * result.num_trials)]
+    purpose = f"Go on where it stopped ({left} to do)" if left > 0 else "Add as many trials to this study"
+    once_more = "Search again from the start (several trials at once end in another order each time; --concurrency 1 repeats exactly)"
+    return [(purpose, shlex.join(onward)), (once_more, shlex.join(again)), ("See every trial in MLflow", _mlflow_ui(result))]
+
+
+def _mlflow_ui(result: SweepResult) -> str:
+    uri = without_secrets(result.tracking_uri)
+    return f"open {uri}" if uri.startswith(("http", "databricks")) else shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
+
+
+def without_secrets(uri: str) -> str:
+    """The address without the password and the query (signatures of storage accounts): reports are forwarded."""
+    uri = re.sub(r"^(https?://)[^/@\s]*@", r"\1***@", uri)
+    uri = re.sub(r"(?<=://)([^/@\s:]*):[^/@\s]*@", r"\1:***@", uri)  # elsewhere the user may be a container: abfss://data@account
+    return re.sub(r"(?<=[^?]\?)[^\s]*=.*$", "***", uri)

@@ -1,0 +1,446 @@
+"""The parallel search: from an experiment to a tested winner, every trial in the journal and in MLflow.
+
+`sweep(experiment)` is the Python API and what `toolkit sweep` calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from toolkit.core.errors import StudyError, SweepInterrupted, TooManyFailedTrials, UserError
+from toolkit.core.experiment import Experiment, XGBoost
+from toolkit.core.experiment import Protocol as SweepProtocol
+from toolkit.core.search import Runner, Search, last_line
+from toolkit.core.study import Listener, TrialRecord, TrialState, best_record, pareto_front
+from toolkit.settings import Settings
+from toolkit.sweep_outputs import publish
+
+if TYPE_CHECKING:
+    from toolkit.core.data import LoadedData, SplitData
+    from toolkit.core.evaluation import Evaluation
+    from toolkit.core.result import SweepResult
+    from toolkit.core.trial import FinalModel
+    from toolkit.engines.mlflow_tracking import MlflowTracker
+    from toolkit.engines.optuna_study import OptunaStudy
+    from toolkit.engines.ray_cluster import RayConnection
+
+ClusterName = Literal["auto", "inprocess", "local"]
+
+_logger = logging.getLogger("toolkit")
+
+
+class Progress(Listener, Protocol):
+    """Who watches: `toolkit.cli.progress.Progress`, or anything like it."""
+
+    def phase(self, text: str) -> None: ...
+
+    def begin(
+        self,
+        *,
+        num_trials: int,
+        num_already_done: int,
+        num_slots: int,
+        metric: str,
+        direction: Literal["maximize", "minimize"],
+        best: float | None = None,
+    ) -> None: ...
+
+
+def sweep(
+    experiment: Experiment,
+    *,
+    protocol: SweepProtocol = "honest",
+    cluster: ClusterName = "auto",
+    resume: bool = False,
+    study: str | None = None,
+    data: Path | None = None,
+    tracking_uri: str | None = None,
+    report: Path | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Run a study to its end: search, choose the winner, fit it for use, test it once, log and report.
+
+    Args:
+        cluster: `local`: Ray on this machine, or the one at `RAY_ADDRESS`; `inprocess`: one trial after another in this process; `auto`: local.
+        resume: go on with an unfinished study: finished trials are kept, interrupted ones run again.
+        study: its name; default `EXPERIMENT-PROTOCOL`.
+        data: file or folder in place of the experiment's own source.
+        report: where the HTML goes; default `TOOLKIT_HOME/reports/STUDY.html`.
+
+    Raises:
+        UserError: whatever the user can act on; nothing is written then unless trials had already run.
+        SweepInterrupted: Ctrl-C or SIGTERM; what was finished is kept.
+    """
+    run = _Run(experiment, protocol, cluster, settings or Settings.read(), progress or _Unwatched())
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(_interrupts())
+        try:
+            return run.execute(stack, interrupts, resume, study, data, tracking_uri, report)
+        except KeyboardInterrupt:
+            raise SweepInterrupted(run.how_to_resume()) from None
+
+
+@dataclass
+class _Clock:
+    cluster_start_s: float = 0.0
+    search_s: float = 0.0
+    search_started_unix_s: float = 0.0
+
+
+class _Run:
+    """One call of `sweep`: its parts in the order in which they happen."""
+
+    def __init__(
+        self, experiment: Experiment, protocol: SweepProtocol, cluster: ClusterName, settings: Settings, progress: Progress
+    ) -> None:
+        self.experiment = experiment
+        self.protocol = protocol
+        self.cluster: Literal["inprocess", "local"] = "local" if cluster == "auto" else cluster
+        self.settings = settings
+        self.progress = progress
+        self.began, self.began_unix_s = time.perf_counter(), time.time()
+        self.clock = _Clock()
+        self.study: OptunaStudy | None = None
+        self.tracker: MlflowTracker | None = None
+        self._tracking_ended = False
+
+    def execute(
+        self,
+        stack: ExitStack,
+        interrupts: _Interrupts,
+        resume: bool,
+        study_name: str | None,
+        data: Path | None,
+        tracking_uri: str | None,
+        report: Path | None,
+    ) -> SweepResult:
+        from toolkit.engines.study_store import study_folder
+
+        self.progress.phase("reading data")
+        loaded = self._load(data)
+        fingerprint = {**self.experiment.fingerprint(self.protocol), "data.sha256": loaded.source.sha256}
+        base_name = study_name or f"{self.experiment.name}-{self.protocol}"
+        folder = stack.enter_context(study_folder(self.settings.home, base_name, resume, self.settings.state_uri))
+        study = self.study = self._open_study(folder.name, folder.journal, fingerprint, resume)
+        self._check_paths(report)
+
+        # Ray takes 7 s to start, most of it in other processes: this one meanwhile imports, splits and talks to MLflow.
+        connection = self._start_ray(stack)
+        tracker = self.tracker = self._start_tracking(stack, folder.name, tracking_uri, loaded)
+        split = self._split(loaded)
+        if connection is not None:
+            from toolkit.engines import ray_trials  # noqa: F401
+        tracker.connect()
+        self.progress.phase("starting Ray" if connection else "starting")
+        runner = self._runner(connection, split)
+
+        if not study.attributes:
+            study.remember(
+                study_id=self.study_id, fingerprint=fingerprint, experiment=self.experiment.name, created_unix_s=self.began_unix_s
+            )
+        study.remember(num_trials=self.experiment.sweep.num_trials, finished_unix_s=None)
+        num_interrupted = study.reset_interrupted()
+        if resume:
+            self.progress.phase(f"resuming {study.name}: {num_interrupted} interrupted trials run again")
+            tracker.reconcile(study.records())
+
+        search = self._search(runner, interrupts)
+        if connection is not None:
+            # Its processes go while this one fits the winner.
+            connection.begin_stop()
+        self._check_ending(search)
+
+        best, front = self._winners(study.records())
+        final, evaluation = self._fit_winner(best, split, loaded)
+        result = self._result(search, runner, loaded, split, (best, front), evaluation, report)
+        self.progress.phase("writing the report")
+        result = publish(result, final, split, study, tracker, folder.path)
+        self._tracking_ended = True
+        num_finished = sum(record.state.is_finished for record in result.records)
+        if num_finished >= result.num_trials and not result.num_unsent:
+            study.remember(finished_unix_s=time.time())
+        return replace(result, wall_s=time.perf_counter() - self.began)
+
+    # --- before the search ------------------------------------------------------------------------------------------------------
+
+    def _load(self, data: Path | None) -> LoadedData:
+        from toolkit.core.data import DataContext
+        from toolkit.engines.tables import load_data
+
+        context = DataContext(data=data, data_dir=self.settings.data_dir, cache_dir=self.settings.home / "cache")
+        return load_data(self.experiment, context)
+
+    def _open_study(self, name: str, journal_path: Path, fingerprint: Mapping[str, str], resume: bool) -> OptunaStudy:
+        from toolkit.engines.optuna_study import Journal, OptunaStudy
+
+        study = OptunaStudy(name, self.experiment, Journal(journal_path))
+        self.study_id = str(study.attributes.get("study_id") or uuid.uuid4())
+        if resume:
+            _check_fingerprint(name, study.attributes.get("fingerprint", {}), fingerprint)
+            num_finished = sum(record.state.is_finished for record in study.records())
+            if study.attributes.get("finished_unix_s") and num_finished >= self.experiment.sweep.num_trials:
+                raise StudyError(
+                    f"study {name!r} is finished",
+                    got=f"{num_finished} of {self.experiment.sweep.num_trials} trials",
+                    next_step="raise --trials to extend it, or leave --resume out to begin another",
+                )
+        return study
+
+    def _check_paths(self, report: Path | None) -> None:
+        folder = (report or self._report_path(None)).absolute().parent
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir() or (report is not None and report.is_dir()):
+            raise UserError("--report must name a file", got=str(report), next_step="for example --report report.html")
+
+    def _start_ray(self, stack: ExitStack) -> RayConnection | None:
+        if self.cluster == "inprocess":
+            return None
+        from toolkit.engines.ray_cluster import RayConnection
+
+        self.progress.phase("starting Ray")
+        connection = RayConnection(self.settings.ray_address, self.experiment.cluster.dashboard)
+        stack.callback(connection.stop)
+        return connection
+
+    def _start_tracking(self, stack: ExitStack, study: str, tracking_uri: str | None, loaded: LoadedData) -> MlflowTracker:
+        from toolkit.core.naming import default_experiment_name
+        from toolkit.engines.git import git_state
+        from toolkit.engines.mlflow_tracking import MlflowTracker
+
+        git = self.git = git_state()
+        tracker = MlflowTracker(
+            tracking_uri=tracking_uri or self.settings.tracking_uri,
+            experiment_name=default_experiment_name(
+                self.experiment.name, branch=git.branch, on_databricks=self.settings.on_databricks, user=self.settings.user
+            ),
+            study_name=study,
+            study_id=self.study_id,
+            spool=self.settings.home / "spool" / f"{study}.jsonl",
+            run_name=study,
+            tags={"toolkit.protocol": self.protocol, "data.source": loaded.source.kind},
+        )
+        tracker.start()
+
+        def abandon() -> None:
+            # On the good way out it is closed already. On any other the parent must not stay RUNNING.
+            if not self._tracking_ended and tracker.parent_run_id:
+                tracker.finish("KILLED", time.time())
+            if not self._tracking_ended:
+                tracker.close()
+
+        stack.callback(abandon)
+        return tracker
+
+    def _split(self, loaded: LoadedData) -> SplitData:
+        from toolkit.engines.sklearn_evaluation import split
+
+        return split(loaded, self.experiment.split, self.protocol)
+
+    def _runner(self, connection: RayConnection | None, split: SplitData) -> Runner:
+        from toolkit.engines import build
+
+        if connection is None:
+            runner = build.local_runner(self.experiment, self.protocol, split.trial)
+        else:
+            cluster = connection.wait()
+            self.clock.cluster_start_s = cluster.start_s
+            num_slots = build.slots(self.experiment, cluster.num_cpus, cluster.num_gpus)
+            runner = build.ray_runner(self.experiment, self.protocol, split.trial, min(num_slots, self.experiment.sweep.concurrency or num_slots))
+        wanted = self.experiment.sweep.concurrency
+        if wanted is not None and wanted > runner.num_slots:
+            _logger.warning("concurrency %d is more than the %d slots there are: %d trials run at once", wanted, runner.num_slots, runner.num_slots)
+        return runner
+
+    # --- the search -------------------------------------------------------------------------------------------------------------
+
+    def _search(self, runner: Runner, interrupts: _Interrupts) -> Search:
+        assert self.study is not None and self.tracker is not None
+        records = self.study.records()
+        metric = self.experiment.metrics[0]
+        best = best_record(records, metric.direction)
+        self.progress.begin(
+            num_trials=self.experiment.sweep.num_trials,
+            num_already_done=sum(record.state.is_finished for record in records),
+            num_slots=runner.num_slots,
+            metric=metric.name,
+            direction=metric.direction,
+            best=best.values[0] if best else None,
+        )
+        self.progress.phase("searching")
+        search = Search(self.study, self.experiment.sweep, [self.tracker, self.progress])
+        self.clock.search_started_unix_s = time.time()
+        with interrupts.stopping(search):
+            runner.run(search)
+        self.clock.search_s = search.last_ended_unix_s - self.clock.search_started_unix_s
+        return search
+
+    def _check_ending(self, search: Search) -> None:
+        """Raise unless there is something to choose a winner from."""
+        assert self.study is not None and self.tracker is not None
+        if search.stopping == "interrupt":
+            raise SweepInterrupted(self.how_to_resume())
+        failed = [record for record in self.study.records() if record.state is TrialState.FAILED]
+        none_completed = len(failed) == len(self.study.records()) and search.stopping is None and failed
+        if search.stopping == "failures" or none_completed:
+            self.tracker.finish("FAILED", time.time())
+            self.tracker.close()
+            self._tracking_ended = True
+            rule = "no trial completed" if none_completed else f"more than {self.experiment.sweep.failure_limit} trials failed (sweep.max_failed_trials)"
+            raise TooManyFailedTrials(
+                rule,
+                got=f"{len(failed)}; the last: {last_line(failed[-1].error)}",
+                next_step="run one with --cluster inprocess to see it fail, or see the trial's run in MLflow",
+            )
+        if search.stopping == "timeout":
+            _logger.warning("sweep.timeout_s=%g reached: %s", self.experiment.sweep.timeout_s, self.how_to_resume())
+
+    def how_to_resume(self) -> str:
+        if self.study is None or not self.study.attributes:
+            return "nothing was begun"
+        records = self.study.records()
+        num_finished = sum(record.state.is_finished for record in records)
+        return f"{num_finished} of {self.experiment.sweep.num_trials} trials are kept in study {self.study.name!r}; go on with --resume"
+
+    # --- after the search -------------------------------------------------------------------------------------------------------
+
+    def _winners(self, records: Sequence[TrialRecord]) -> tuple[TrialRecord | None, list[TrialRecord]]:
+        if len(self.experiment.metrics) == 1:
+            return best_record(records, self.experiment.metrics[0].direction), []
+        front = pareto_front(records, [metric.direction for metric in self.experiment.metrics])
+        return (front[0] if front else None), front
+
+    def _fit_winner(
+        self, best: TrialRecord | None, split: SplitData, loaded: LoadedData
+    ) -> tuple[FinalModel | None, Evaluation | None]:
+        model = self.experiment.model
+        if best is None or (not isinstance(model, XGBoost) and model.predict is None):
+            return None, None
+        from toolkit.final_model import fit_and_test
+
+        self.progress.phase("fitting the winner")
+        return fit_and_test(self.experiment, self.protocol, split, loaded.classes, best.params, best.result.best_iteration)
+
+    def _result(
+        self,
+        search: Search,
+        runner: Runner,
+        loaded: LoadedData,
+        split: SplitData,
+        winner: tuple[TrialRecord | None, list[TrialRecord]],
+        evaluation: Evaluation | None,
+        report: Path | None,
+    ) -> SweepResult:
+        from toolkit.core.result import SweepResult
+        from toolkit.engines import build
+
+        assert self.study is not None and self.tracker is not None
+        sweep = self.experiment.sweep
+        return SweepResult(
+            experiment=self.experiment,
+            study=self.study.name,
+            protocol=self.protocol,
+            cluster=self.cluster,
+            sampler=sweep.sampler.name,
+            scheduler=sweep.scheduler.kind if sweep.scheduler else "none",
+            seed=sweep.seed,
+            num_trials=sweep.num_trials,
+            records=tuple(self.study.records()),
+            best=winner[0],
+            pareto=tuple(winner[1]),
+            evaluation=evaluation,
+            stopped_by=search.stopping,
+            wall_s=time.perf_counter() - self.began,
+            cluster_start_s=self.clock.cluster_start_s,
+            search_s=self.clock.search_s,
+            search_started_unix_s=self.clock.search_started_unix_s,
+            fit_wall_s=sum(record.result.fit_wall_s for record in search.ended_records),
+            fit_cpu_s=sum(record.result.fit_cpu_s for record in search.ended_records),
+            num_slots=runner.num_slots,
+            tracking_uri=self.tracker.tracking_uri,
+            mlflow_experiment=self.tracker.experiment_name,
+            parent_run_id=self.tracker.parent_run_id,
+            model_uri="",
+            report_path=str(self._report_path(report)),
+            source=loaded.source,
+            feature_names=loaded.feature_names,
+            split_description=split.description,
+            num_train_rows=split.num_train_rows,
+            num_validation_rows=split.num_validation_rows,
+            num_test_rows=split.test.num_rows,
+            num_unsent=0,
+            started_unix_s=self.began_unix_s,
+            versions=build.versions(),
+            git_commit=self.git.commit or "",
+        )
+
+    def _report_path(self, report: Path | None) -> Path:
+        assert self.study is not None
+        return (report or self.settings.home / "reports" / f"{self.study.name}.html").absolute()
+
+
+class _Interrupts:
+    """Ctrl-C and SIGTERM: during a search the first one asks it to stop; elsewhere, and the second time, KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self._search: Search | None = None
+
+    @contextmanager
+    def stopping(self, search: Search) -> Iterator[None]:
+        self._search = search
+        try:
+            yield
+        finally:
+            self._search = None
+
+    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._search is None or self._search.stopping == "interrupt":
+            raise KeyboardInterrupt
+        self._search.request_stop("interrupt")
+        _logger.warning("stopping: running trials are put back; once more to stop at once")
+
+
+@contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    interrupts = _Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {each: signal.signal(each, interrupts.handle) for each in signals}
+    try:
+        yield interrupts
+    finally:
+        for each in signals:
+            signal.signal(each, previous[each])
+
+
+class _Unwatched:
+    """No progress shown: `sweep` called without one."""
+
+    def phase(self, text: str) -> None: ...
+    def begin(self, **figures: Any) -> None: ...
+    def trial_started(self, proposal: Any, started_unix_s: float) -> None: ...
+    def trial_ended(self, record: TrialRecord) -> None: ...
+    def trial_requeued(self, number: int) -> None: ...
+
+
+def _check_fingerprint(study: str, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with another search under the same name, and say what differs."""
+    different = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    if different:
+        shown = ", ".join(f"{name} was {was.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in different[:3])
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise StudyError(
+            f"study {study!r} was begun with another experiment", got=shown + more, next_step="undo that, or begin another with --study NAME"
+        )

@@ -1,0 +1,103 @@
+"""What a sweep leaves behind: model and figures in MLflow, the report, the table of trials."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.core.errors import TrackingError
+from toolkit.core.study import TrialRecord
+
+if TYPE_CHECKING:
+    from toolkit.core.data import SplitData
+    from toolkit.core.result import SweepResult
+    from toolkit.core.trial import FinalModel
+    from toolkit.engines.mlflow_tracking import MlflowTracker
+    from toolkit.engines.optuna_study import OptunaStudy
+
+NUM_EXAMPLE_ROWS = 5
+
+_logger = logging.getLogger("toolkit")
+
+
+def publish(
+    result: SweepResult, final: FinalModel | None, split: SplitData, study: OptunaStudy, tracker: MlflowTracker, folder: Path
+) -> SweepResult:
+    """Log the model, write the report, log everything else, end the parent run; returns `result` with what that added.
+
+    A tracking server that has gone away costs the model's entry, which is reported, and nothing else: the rest waits in the spool.
+    """
+    from toolkit.reports.sweep_report import render_sweep
+
+    if final is not None and final.payload is not None:
+        result = replace(result, model_uri=_log_model(result, final, split, tracker))
+    report_path = Path(result.report_path)
+    report_path.parent.mkdir(parents=True, exist_ok=True)
+    importances = study.importances()
+    report_path.write_text(render_sweep(result, importances or None, "PED-ANOVA"), encoding="utf-8")
+    trials_path = folder / "trials.csv"
+    write_trials(trials_path, result.records, [metric.name for metric in result.experiment.metrics])
+    summary_path = folder / "sweep.json"
+    summary_path.write_text(json.dumps(result.as_json(), indent=1, default=str), encoding="utf-8")
+
+    tracker.set_parent(
+        params={"num_trials": result.num_trials, "sampler": result.sampler, "scheduler": result.scheduler, "seed": result.seed}
+        | {f"best.{name}": value for name, value in (result.best.params if result.best else {}).items()}
+        | {name: value for name, value in result.experiment.fingerprint(result.protocol).items() if name.startswith(("split.", "model."))},
+        tags={
+            "data.sha256": result.source.sha256,
+            "data.location": result.source.location,
+            "toolkit.best_trial": str(result.best.number) if result.best else "none",
+            "toolkit.model_uri": result.model_uri or "none",
+            "mlflow.source.git.commit": result.git_commit,
+            **{f"version.{name}": version for name, version in result.versions.items()},
+        },
+        metrics={
+            **({m.name: v for m, v in zip(result.experiment.metrics, result.best.values, strict=True)} if result.best else {}),
+            **{f"test_{name}": value for name, value in (result.evaluation.metrics.items() if result.evaluation else ())},
+            "search_s": result.search_s,
+            "fit_wall_s": result.fit_wall_s,
+            "efficiency": result.efficiency,
+        },
+    )
+    for path in (report_path, trials_path, summary_path):
+        tracker.log_artifact(path)
+    tracker.finish("FINISHED" if result.stopped_by is None else "KILLED", time.time())
+    return replace(result, num_unsent=tracker.close() + (1 if final is not None and final.payload is not None and not result.model_uri else 0))
+
+
+def _log_model(result: SweepResult, final: FinalModel, split: SplitData, tracker: MlflowTracker) -> str:
+    import pandas as pd
+
+    from toolkit.engines.xgboost_model import booster_from
+
+    assert final.payload is not None and result.best is not None
+    rows = split.test.features[:NUM_EXAMPLE_ROWS]
+    try:
+        return tracker.log_model(
+            booster_from(final.payload), pd.DataFrame(rows, columns=list(result.feature_names)), params=result.best.params
+        )
+    except TrackingError as error:
+        _logger.warning("%s", error)
+        return ""
+
+
+def write_trials(path: Path, records: Sequence[TrialRecord], metric_names: Sequence[str]) -> None:
+    """All trials, one row each, in the order of their numbers."""
+    names = sorted({name for record in records for name in record.params})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "state", *metric_names, *names, "best_iteration", "fit_wall_s", "num_retries", "error"])
+        for record in records:
+            values = record.values or ("",) * len(metric_names)
+            params = [record.params.get(name, "") for name in names]
+            error = (record.error or "").strip().splitlines()[-1:] or [""]
+            writer.writerow(
+                [record.number, record.state, *values, *params, record.result.best_iteration, record.result.fit_wall_s, record.num_retries, *error]
+            )
