@@ -324,12 +324,13 @@ class _Run:
         self, best: TrialRecord | None, split: SplitData, loaded: LoadedData
     ) -> tuple[FinalModel | None, Evaluation | None]:
         model = self.experiment.model
+        assert self.study is not None
         if best is None or (not isinstance(model, XGBoost) and model.predict is None):
             return None, None
         from toolkit.final_model import fit_and_test
 
         self.progress.phase("fitting the winner")
-        return fit_and_test(self.experiment, self.protocol, split, loaded.classes, best.params, best.result.best_iteration)
+        return fit_and_test(self.experiment, self.protocol, split, loaded.classes, self.study.params(best.number), best.result.best_iteration)
 
     def _result(
         self,
@@ -404,7 +405,7 @@ class _Interrupts:
             self._search = None
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._search is None or self._search.stopping == "interrupt":
+        if self._search is None or self._search.stopping is not None:
             raise KeyboardInterrupt
         self._search.request_stop("interrupt")
         _logger.warning("stopping: running trials are put back; once more to stop at once")

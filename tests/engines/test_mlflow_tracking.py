@@ -533,14 +533,16 @@ def test_the_model_loads_by_both_uris_and_predicts_probabilities(sweep: Sweep, t
     assert uri.startswith("models:/m-")
     path = tmp_path / "rows.parquet"
     frame.astype("float64").to_parquet(path)
-    environ = {**os.environ, "MLFLOW_TRACKING_URI": sweep.server_uri or ""}
+    # MLflow 3.8 looks among the run's own artifacts first, which its server answers with 500: not to be retried for minutes.
+    environ = {**os.environ, "MLFLOW_TRACKING_URI": sweep.server_uri or "", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     uris = [uri, f"runs:/{sweep.tracker.parent_run_id}/model"]
-    done = subprocess.run([sys.executable, "-c", LOAD, str(path), *uris], env=environ, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", LOAD, str(path), *uris]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = booster.predict(xgboost.DMatrix(frame))
     for kind in ("models", "runs"):
         predicted = np.load(f"{path}.{kind}.npy")
-        assert np.array_equal(predicted, expected) and 0 < predicted.min() and predicted.max() < 1
+        assert np.array_equal(predicted, expected) and predicted.min() > 0 and predicted.max() < 1
     assert sweep.run_data(sweep.tracker.parent_run_id).outputs.model_outputs[0].model_id == uri.removeprefix("models:/")
 
 

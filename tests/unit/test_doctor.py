@@ -134,7 +134,12 @@ def test_ray_address_reached_or_not(server, closed_port):
 
 @pytest.mark.parametrize(
     ("prints", "state"),
-    [('openjdk version "17.0.15" 2025-04-15', "ok"), ('java version "1.8.0_392"', "warn"), ('openjdk version "21" 2023', "ok"), ("what?", "warn")],
+    [
+        ('openjdk version "17.0.15" 2025-04-15', "ok"),
+        ('java version "1.8.0_392"', "warn"),
+        ('openjdk version "21" 2023', "ok"),
+        ("what?", "warn"),
+    ],
 )
 def test_java(tmp_path, prints, state):
     java = tmp_path / "bin" / "java"
@@ -165,7 +170,9 @@ def test_every_check_that_is_not_well_says_what_to_do(tmp_path, closed_port):
     assert all(check.advice for check in found.checks if check.state != "ok")
     assert not any(check.advice for check in found.checks if check.state == "ok")
     assert len({check.name for check in found.checks}) == len(found.checks)
-    assert {"python", "ray", "mlflow", "java", "cores", "memory", "tracking", "spark", "ray import", "home"} <= {c.name for c in found.checks}
+    assert {"python", "ray", "mlflow", "java", "cores", "memory", "tracking", "spark", "ray import", "home"} <= {
+        c.name for c in found.checks
+    }
 
 
 def test_only_a_failure_makes_it_unhealthy():

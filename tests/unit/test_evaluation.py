@@ -153,6 +153,11 @@ def test_predictions_that_are_none(task: Task, prediction: Any, match: str) -> N
         metric_of("auc", task, np.array([0, 1, 1]), prediction)
 
 
+def test_precision_of_graded_relevance_is_refused() -> None:
+    with pytest.raises(ExperimentError, match="metric: map needs labels 0 and 1, got a label of 2; use ndcg"):
+        metric_of("map", "ranking", np.array([0, 1, 2]), np.array([1.0, 2.0, 3.0]), group=np.zeros(3, dtype=np.int64))
+
+
 def cost(label: Any, score: Any, threshold: float, costs: Costs) -> float:
     called = np.asarray(score) > threshold
     positive = np.asarray(label) == 1

@@ -29,7 +29,9 @@ def test_no_cgroup(root):
     assert machine.memory_bytes(root) == 64 * GIB
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)])
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
+)
 def test_v2_quota(root, quota, cores):
     write(root / "proc/self/cgroup", "0::/job\n")
     write(root / "sys/fs/cgroup/job/cpu.max", quota + "\n")

@@ -143,6 +143,6 @@ def test_nothing_else_changes(experiment):
 
 def test_a_space_that_is_a_function_has_no_parameters_to_set(experiment):
     by_function = Experiment(**{name: getattr(experiment, name) for name in ("name", "dataset", "model", "metric")}, space=lambda trial: {})
-    with pytest.raises(ExperimentError, match="space.max_depth: space must have fields"):
+    with pytest.raises(ExperimentError, match=r"space\.max_depth: space must have fields"):
         override(by_function, ["space.max_depth=3"])
     assert override(by_function, ["sweep.seed=3"]).space is by_function.space

@@ -74,6 +74,15 @@ def test_nothing_is_left_at_the_end():
     assert " left" not in progress.line()
 
 
+def test_the_rate_stands_still_when_all_is_done():
+    progress = begun(quiet(), num_trials=1)
+    time.sleep(0.01)
+    progress.trial_ended(record(0))
+    line = progress.line()
+    time.sleep(0.05)
+    assert progress.line() == line
+
+
 def test_a_pipe_gets_plain_lines():
     stream = io.StringIO()
     with Progress(stream, terminal=False, every_s=0.02) as progress:

@@ -67,7 +67,9 @@ def test_unknown(tmp_path):
     for name in ("wine_quality", "digits", "_private"):
         write(tmp_path / "here" / f"{name}.py", GOOD)
     folder = [tmp_path / "here"]
-    assert refusal("wine-qualty", folder) == "unknown experiment, got 'wine-qualty'; did you mean 'wine-quality'? known: digits, wine-quality"
+    assert (
+        refusal("wine-qualty", folder) == "unknown experiment, got 'wine-qualty'; did you mean 'wine-quality'? known: digits, wine-quality"
+    )
     assert "known: digits, wine-quality; or give path/to/file.py or package.module:function" in refusal("zzz", folder)
     assert "unknown experiment" in refusal("_private", folder)
     assert "none are known" in refusal("x", [tmp_path / "nowhere"])
@@ -92,7 +94,10 @@ def test_a_module_that_does_not_exist():
         ("def experimnt():\n    return 1\n", "got none; did you mean 'experimnt'?"),
         ("def experiment():\n    return {}\n", "experiment() must return an Experiment, got dict from bad.py, line 1"),
         ("def experiment():\n    pass\n", "experiment() must return an Experiment, got NoneType from bad.py, line 1"),
-        ("def experiment():\n    x = {}\n    return x['a']\n", "experiment() must return an Experiment, got KeyError: 'a' (bad.py, line 3)"),
+        (
+            "def experiment():\n    x = {}\n    return x['a']\n",
+            "experiment() must return an Experiment, got KeyError: 'a' (bad.py, line 3)",
+        ),
         ("\ndef experiment(seed):\n    pass\n", "missing 1 required positional argument: 'seed' (bad.py, line 2)"),
         ("import helper\n", "ValueError: broken helper (helper.py, line 2)"),
         ("from toolkit import Split\nSplit(test=1.5)\n", "Split.test: must be less than 1, got 1.5 (bad.py, line 2)"),

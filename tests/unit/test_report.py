@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -101,9 +102,14 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(params=CASES)
 def page(request) -> Page:
-    return Page(render_sweep(CASES[request.param](), samples.IMPORTANCES, "fANOVA"))
+    return page_of(request.param)
+
+
+@functools.cache
+def page_of(case: str) -> Page:
+    return Page(render_sweep(CASES[case](), samples.IMPORTANCES, "fANOVA"))
 
 
 def test_every_report_needs_nothing_but_itself(page: Page) -> None:
@@ -134,7 +140,7 @@ def test_charts_have_a_text_and_follow_the_page(page: Page) -> None:
 
 
 def test_a_full_report_has_every_part() -> None:
-    page = Page(render_sweep(samples.sweep_result(), samples.IMPORTANCES, "fANOVA"))
+    page = page_of("binary")
     assert page.titles == [
         "The winner", "Best parameters", "Figures on the test part",
         "The search", "Optimisation history", "Metric curves of the best 5", "Parameter importances", "Slices", "Parallel coordinates",
@@ -143,8 +149,8 @@ def test_a_full_report_has_every_part() -> None:
         "Failures", "All trials", "Where it comes from", "Data", "Search and record", "Code", "Go on",
     ]  # fmt: skip
     for expected in (
-        "wine-quality-honest", "2026-01-02 03:04 UTC", "honest protocol", "(fANOVA)", "sqlite:///mlflow.db", "4f9d1c2a7b", "2.60.1",
-        "b1c2" * 16, "6,497 rows", "toolkit sweep wine-quality --protocol honest --study wine-quality-honest --resume --trials 100",
+        "wine-quality-honest", "2026-01-02 03:04 UTC", "honest protocol", "by fANOVA", "sqlite:///mlflow.db", "4f9d1c2a7b", "2.60.1",
+        "b1c2" * 16, "6,497 rows", "--protocol honest --seed 123 --study wine-quality-honest --resume --trials 100",
         "false positive at 1 and a false negative at 5", "xgboost.core.XGBoostError: [06:13:02] bad allocation",
     ):  # fmt: skip
         assert expected in page.text, expected
@@ -165,17 +171,20 @@ def test_a_full_report_has_every_part() -> None:
     ],
 )
 def test_each_case_shows_what_it_has(case: str, present: list[str], absent: list[str]) -> None:
-    titles = Page(render_sweep(CASES[case]())).titles
+    titles = page_of(case).titles
     assert set(present) <= set(titles)
     assert not set(absent) & set(titles)
-    assert "Parameter importances" not in titles
+
+
+def test_importances_appear_only_where_the_caller_has_some() -> None:
+    assert "Parameter importances" not in render_sweep(samples.sweep_result(samples.records(8)))
 
 
 @pytest.mark.parametrize(
     ("changes", "alarm"),
     [
         ({"protocol": "published"}, "Its figures are flattered"),
-        ({"stopped_by": "timeout", "num_trials": 80}, "50 of 80 trials were finished"),
+        ({"stopped_by": "timeout", "num_trials": 8}, "4 of 8 trials were finished"),
         ({"num_unsent": 3}, "3 entries wait in the spool"),
         ({"evaluation": None}, "Not evaluated on the test part"),
         (
@@ -185,8 +194,9 @@ def test_each_case_shows_what_it_has(case: str, present: list[str], absent: list
     ],
 )
 def test_alarms(changes: dict, alarm: str) -> None:
-    assert alarm in Page(render_sweep(samples.sweep_result(**changes))).text
-    assert alarm not in Page(render_sweep(samples.sweep_result())).text
+    made = samples.records(4)
+    assert alarm in Page(render_sweep(samples.sweep_result(made, **changes))).text
+    assert alarm not in Page(render_sweep(samples.sweep_result(made))).text
 
 
 def test_too_many_failures_are_an_alarm() -> None:
@@ -199,10 +209,10 @@ def test_too_many_failures_are_an_alarm() -> None:
 
 
 def test_the_best_value_says_what_it_was_measured_on() -> None:
-    assert "best auc on validation" in render_sweep(samples.sweep_result())
-    assert "best auc on test, selected there" in render_sweep(samples.sweep_result(protocol="published"))
+    assert "best auc on validation" in render_sweep(samples.sweep_result(samples.records(2)))
+    assert "best auc on test, selected there" in render_sweep(samples.sweep_result(samples.records(2), protocol="published"))
     folded = samples.experiment(split=Split(folds=5))
-    assert "best auc mean of 5 folds" in render_sweep(samples.sweep_result(experiment=folded))
+    assert "best auc mean of 5 folds" in render_sweep(samples.sweep_result(samples.records(2), experiment=folded))
 
 
 HOSTILE_SPACE = {
@@ -262,7 +272,8 @@ def test_values_that_differ_only_in_type_are_different_categories() -> None:
 
 
 def test_rendering_is_deterministic() -> None:
-    assert render_sweep(samples.sweep_result(), samples.IMPORTANCES, "m") == render_sweep(samples.sweep_result(), samples.IMPORTANCES, "m")
+    first, second = (render_sweep(samples.sweep_result(samples.records(20)), samples.IMPORTANCES, "m") for _ in range(2))
+    assert first == second
 
 
 def test_thousands_of_trials_stay_a_small_file() -> None:
@@ -320,7 +331,8 @@ def test_addresses_lose_their_secrets(uri: str, shown: str) -> None:
 
 
 def test_importing_the_report_loads_no_engine() -> None:
-    code = "import sys, toolkit.reports.sweep_report; print([m for m in ('sklearn', 'optuna', 'mlflow', 'ray', 'xgboost', 'matplotlib.pyplot') if m in sys.modules])"  # noqa: E501
+    heavy = ("sklearn", "optuna", "mlflow", "ray", "xgboost", "matplotlib.pyplot")
+    code = f"import sys, toolkit.reports.sweep_report; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -32,6 +32,7 @@ class Progress:
         self._running: set[int] = set()
         self._best: tuple[float, int | None] | None = None
         self._began_s: float | None = None
+        self._last_end_s = 0.0
         self._closed = threading.Event()
         self._drawer: threading.Thread | None = None
         self._live: Any = None
@@ -87,6 +88,7 @@ class Progress:
         with self._lock:
             self._running.discard(record.number)
             self._counts[record.state] += 1
+            self._last_end_s = time.monotonic()
             if record.state is TrialState.COMPLETE and record.values:
                 value = record.values[0]
                 if self._best is None or (value > self._best[0] if self._direction == "maximize" else value < self._best[0]):
@@ -102,7 +104,8 @@ class Progress:
             if self._began_s is None:
                 return ""
             ended_here = sum(self._counts.values())
-            elapsed_s = time.monotonic() - self._began_s
+            left = self._num_trials - self._num_before - ended_here
+            elapsed_s = (time.monotonic() if left > 0 else self._last_end_s) - self._began_s
             pieces = [f"{self._num_before + ended_here}/{self._num_trials} trials", f"{len(self._running)}/{self._num_slots} slots"]
             for state, word in ((TrialState.PRUNED, "pruned"), (TrialState.FAILED, "failed")):
                 if self._counts[state]:
@@ -113,7 +116,6 @@ class Progress:
             if ended_here and elapsed_s > 0:
                 rate = ended_here / elapsed_s
                 pieces.append(f"{rate:.3g} trials/s")
-                left = self._num_trials - self._num_before - ended_here
                 if left > 0:
                     pieces.append(f"{_duration(left / rate)} left")
             return ", ".join(pieces)

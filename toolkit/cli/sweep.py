@@ -149,7 +149,8 @@ def summary(result: SweepResult, *, names_tracking: bool) -> tuple[str, list[tup
             f"{result.efficiency:.0%} of it fitting on {result.num_slots} {'slot' if result.num_slots == 1 else 'slots'}",
         )
     )
-    rows.append(("data", f"{result.source.location} ({result.source.kind}, {result.source.num_rows} rows)"))
+    where = "a generated sample, not the real data" if result.source.is_fallback else f"{result.source.location} ({result.source.kind})"
+    rows.append(("data", f"{where}, {result.source.num_rows} rows"))
     if result.report_path:
         rows.append(("report", result.report_path))
     if result.model_uri:

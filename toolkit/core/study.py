@@ -68,14 +68,12 @@ class TrialResult:
 
     @property
     def state(self) -> TrialState:
-        """FAILED on an error or a value that is not a finite number, PRUNED when stopped early, else COMPLETE."""
+        """FAILED on an error or a value that is not a finite number, else PRUNED when stopped early, else COMPLETE."""
         if self.error is not None:
             return TrialState.FAILED
-        if self.stopped:
-            return TrialState.PRUNED
         if not self.values or not all(math.isfinite(value) for value in self.values):
             return TrialState.FAILED
-        return TrialState.COMPLETE
+        return TrialState.PRUNED if self.stopped else TrialState.COMPLETE
 
 
 @dataclass(frozen=True)

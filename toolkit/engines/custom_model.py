@@ -45,7 +45,8 @@ class CustomTrainer:
             for name, value in values.items():
                 so_far.history.setdefault(name, []).append((step, float(value)))
             so_far.values = tuple(so_far.metrics.get(metric.name, float("nan")) for metric in self.metrics)
-            if report is not None and report(step, so_far):
+            # A report of other figures only says nothing that a scheduler could judge.
+            if report is not None and self.metrics[0].name in so_far.metrics and report(step, so_far):
                 raise TrialStopped
 
         try:

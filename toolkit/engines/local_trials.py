@@ -13,11 +13,12 @@ from toolkit.core.data import TrialData
 from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Sweep
 from toolkit.core.search import Search
+from toolkit.core.study import Proposal
 from toolkit.core.trial import FitResult, Trainer, run_trial
 
 
-class TrialTimeout(Exception):
-    """A trial took longer than `sweep.trial_timeout_s`."""
+class TrialTimeout(BaseException):
+    """A trial took longer than `sweep.trial_timeout_s`; not an Exception, so that `except Exception` in the user's `fit` does not hold it up."""
 
 
 @dataclass
@@ -41,17 +42,27 @@ class LocalRunner:
                 got=threading.current_thread().name,
                 next_step="use --cluster local",
             )
-        while (proposal := search.next_proposal()) is not None:
-            number = proposal.number
-            search.started(number)
+        try:
+            while (proposal := search.next_proposal()) is not None:
+                self._run_one(search, proposal)
+        finally:
+            search.requeue_running()
 
-            def report(step: int, so_far: FitResult, number: int = number) -> bool:
+    def _run_one(self, search: Search, proposal: Proposal) -> None:
+        number = proposal.number
+        search.started(number)
+
+        def report(step: int, so_far: FitResult) -> bool:
+            with _alarm_held():
                 return search.reported(number, step, so_far.values[0])
 
+        try:
             with _alarm(self.sweep.trial_timeout_s):
                 result = run_trial(self.trainer, proposal, self.data, self.num_threads, report, self.sweep.memory_gib_per_trial)
+        except TrialTimeout as timeout:
+            search.lost(number, f"TrialTimeout: {timeout}")
+        else:
             search.ended(result)
-        search.requeue_running()
 
 
 @contextmanager
@@ -61,7 +72,7 @@ def _alarm(timeout_s: float | None) -> Iterator[None]:
         return
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise TrialTimeout(f"the trial took longer than sweep.trial_timeout_s={timeout_s:g}")
+        raise TrialTimeout("the trial took longer than sweep.trial_timeout_s")
 
     previous = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
@@ -70,3 +81,13 @@ def _alarm(timeout_s: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+@contextmanager
+def _alarm_held() -> Iterator[None]:
+    """The study must not be torn in the middle of its own work: an alarm waits until that is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -228,8 +228,12 @@ class MlflowTracker:
         thread.join(timeout_s)
         result = answer[0] if answer else TimeoutError(f"no answer in {timeout_s:g} s")
         if isinstance(result, Exception):
+            from toolkit.engines.mlflow_store import brief
+
             raise TrackingError(
-                "MLflow: the model must be stored", got=f"{self.tracking_uri}: {result}", next_step="run the command again with --resume"
+                "MLflow: the model must be stored",
+                got=f"{self.tracking_uri}: {brief(result)}",
+                next_step="run the command again with --resume",
             ) from result
         return result
 

@@ -9,6 +9,7 @@ the state of Ray Tune's own ASHA does not (docs/decisions/0002).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -90,8 +91,11 @@ class Journal(BaseJournalBackend):
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            if self.path.exists():
-                os.truncate(self.path, self._num_bytes)
+            with contextlib.suppress(OSError):
+                if self._num_bytes:
+                    os.truncate(self.path, self._num_bytes)
+                else:
+                    self.path.unlink(missing_ok=True)
             raise StudyError(
                 f"the study's journal {self.path} must be writable", got=error.strerror, next_step="free space, then --resume"
             ) from error
@@ -190,6 +194,10 @@ class OptunaStudy:
 
     def records(self) -> list[TrialRecord]:
         return [_record(trial) for trial in self._study.get_trials(deepcopy=False) if "params" in trial.user_attrs]
+
+    def params(self, number: int) -> dict[str, Any]:
+        """A trial's parameters as its model got them: groups nested."""
+        return draw(self._experiment.space, optuna.trial.FixedTrial(self._frozen(number).params, number))
 
     def importances(self) -> dict[str, float]:
         """Share of each parameter in the variation of the first metric (PED-ANOVA, Watanabe et al., arXiv 2304.10255); empty under 4 completed trials."""

@@ -33,11 +33,13 @@ for _name, _value in {
 import ray
 from ray import cloudpickle, tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from toolkit.core.data import TrialData
+from toolkit.core.errors import UserError
 from toolkit.core.experiment import Sweep
 from toolkit.core.search import Search
 from toolkit.core.study import TrialResult
@@ -84,8 +86,18 @@ class RayRunner:
             )
             try:
                 tuner.fit()
+            except TuneError as error:
+                # Whatever is raised in Tune's callbacks, it turns into text; the study's refusal (a full disk) stands behind that.
+                raise _user_error_behind(error) or error from error
             finally:
+                adapter.kill_running()
                 search.requeue_running()
+
+
+def _user_error_behind(error: BaseException | None) -> UserError | None:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class _Adapter:
@@ -96,6 +108,8 @@ class _Adapter:
         self.stepped = stepped
         self.numbers: dict[str, int] = {}
         self.num_retries: dict[int, int] = {}
+        self.actors: dict[str, ray.actor.ActorHandle] = {}
+        """Of running trials."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Adapter:
         return self
@@ -106,6 +120,11 @@ class _Adapter:
 
     def number_of(self, trial: Trial) -> int:
         return self.numbers[trial.trial_id]
+
+    def kill_running(self) -> None:
+        for actor in self.actors.values():
+            ray.kill(actor)
+        self.actors.clear()
 
 
 class _StudySearch(Searcher):
@@ -123,6 +142,7 @@ class _StudySearch(Searcher):
         return {"number": proposal.number, "params": dict(proposal.params), "stepped": self._adapter.stepped}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._adapter.actors.pop(trial_id, None)
         number = self._adapter.numbers[trial_id]
         told = (result or {}).get("result")
         if isinstance(told, TrialResult) and told.number == number:
@@ -155,6 +175,7 @@ class _Controls(Callback):
         self._adapter = adapter
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._adapter.actors[trial.trial_id] = trial.temporary_state.ray_actor
         self._adapter.search.started(self._adapter.number_of(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -162,6 +183,8 @@ class _Controls(Callback):
         self._adapter.num_retries[number] = self._adapter.num_retries.get(number, 0) + 1
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if self._adapter.search.stopping:
+            return  # What did not end is put back, see `run`.
         number = self._adapter.number_of(trial)
         cause = trial.get_pickled_error() if trial.pickled_error_file else None
         retries = self._adapter.num_retries.get(number, 0)
@@ -170,19 +193,17 @@ class _Controls(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         search = self._adapter.search
-        for number in search.overdue():
-            search.lost(number, "TrialTimeout: the trial took longer than sweep.trial_timeout_s", self._adapter.num_retries.get(number, 0))
-            self._kill(trial for trial in trials if self._adapter.numbers.get(trial.trial_id) == number)
-        if search.stopping:
-            self._kill(trial for trial in trials if trial.status == Trial.RUNNING)
-
-    def _kill(self, trials: Any) -> None:
-        for trial in trials:
-            actor = trial.temporary_state.ray_actor
-            # Its death is wanted: Tune must not start it again.
-            trial.max_failures = 0
-            if actor is not None:
-                ray.kill(actor)
+        overdue = search.overdue()
+        if not overdue:
+            return
+        # One that waits for a new process, after its own died, is PENDING: its clock starts again with the process.
+        for trial in [trial for trial in trials if trial.status == Trial.RUNNING]:
+            number = self._adapter.number_of(trial)
+            if number in overdue:
+                search.lost(number, "TrialTimeout: the trial took longer than sweep.trial_timeout_s", self._adapter.num_retries.get(number, 0))
+                # Its death is wanted: Tune must not start it again.
+                trial.max_failures = 0
+                ray.kill(self._adapter.actors[trial.trial_id])
 
 
 class _StopWhenStopping(Stopper):
@@ -193,7 +214,11 @@ class _StopWhenStopping(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._adapter.search.stopping is not None
+        if self._adapter.search.stopping is None:
+            return False
+        # Tune would wait for each of them, and give up on one that hangs after 10 s only.
+        self._adapter.kill_running()
+        return True
 
 
 class _Silent(tune.ProgressReporter):

@@ -130,7 +130,7 @@ def _units(data: LoadedData, split: Split) -> tuple[Indices, str]:
     elif data.task == "ranking":
         column, what = data.group, "queries"
     elif split.keep_duplicates_together:
-        column, what = _row_hashes(data.features), "rows, equal ones together,"
+        column, what = _row_hashes(data.features), "rows (equal ones together)"
     else:
         return np.arange(len(data.label)), what
     assert column is not None, "Experiment and load_data refuse a split by a column that is not there"
@@ -403,7 +403,8 @@ def _regression(base: str, power: float, label: Doubles, value: Doubles, weight:
     if base == "r2":
         return float(metrics.r2_score(label, value, sample_weight=weight)) if len(label) > 1 else math.nan
     with np.errstate(divide="ignore", invalid="ignore"):  # outside a metric's domain it is NaN or infinite, as XGBoost's is
-        return float(np.average(_losses(base, power, label, value), weights=weight)) ** (0.5 if base in ("rmse", "rmsle") else 1.0)
+        loss = float(np.average(_losses(base, power, label, value), weights=weight))
+    return math.sqrt(loss) if base in ("rmse", "rmsle") else loss
 
 
 def _losses(base: str, power: float, y: Doubles, p: Doubles) -> Doubles:
@@ -430,6 +431,8 @@ def _losses(base: str, power: float, y: Doubles, p: Doubles) -> Doubles:
 
 
 def _ranking(base: str, argument: str, label: Doubles, score: Doubles, weight: Array | None, group: Indices) -> float:
+    if base in ("map", "pre") and not np.isin(label, (0, 1)).all():
+        raise ExperimentError(f"metric: {base} needs labels 0 and 1", got=f"a label of {label.max():g}", next_step="use ndcg")
     codes, first, query = np.unique(group, return_index=True, return_inverse=True)
     weights = None if weight is None else np.asarray(weight, dtype=np.float64)[first]
     if base == "auc":

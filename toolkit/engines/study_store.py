@@ -192,7 +192,7 @@ class _Mirror:
                 if size != copied[0]:
                     self.copy(journal)
                     copied[0] = size
-            except OSError as error:
+            except Exception as error:  # each store of fsspec has a tree of its own
                 # The search goes on without: its journal is on the local disk. The next copy is whole again.
                 _logger.warning("the journal could not be copied to the state URI: %s", error)
 

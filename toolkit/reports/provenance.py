@@ -49,9 +49,10 @@ def facts(result: SweepResult) -> list[tuple[str, list[tuple[str, str, bool]]]]:
 
 def commands(result: SweepResult) -> list[tuple[str, str]]:
     """(what for, command line)."""
-    base = ["toolkit", "sweep", result.experiment.name, "--protocol", result.protocol]
+    # The seed is part of a study's fingerprint: without it, resuming would be refused.
+    base = ["toolkit", "sweep", result.experiment.name, "--protocol", result.protocol, "--seed", str(result.seed)]
     done = sum(record.state.is_finished for record in result.records)
-    again = [*base, "--trials", str(result.num_trials), "--seed", str(result.seed)]
+    again = [*base, "--trials", str(result.num_trials)]
     left = result.num_trials - done
     onward = [*base, "--study", result.study, "--resume", "--trials", str(result.num_trials if left > 0 else 2 * result.num_trials)]
     purpose = f"Go on where it stopped ({left} to do)" if left > 0 else "Add as many trials to this study"
@@ -60,8 +61,11 @@ def commands(result: SweepResult) -> list[tuple[str, str]]:
 
 
 def _mlflow_ui(result: SweepResult) -> str:
+    """The command that shows the runs or, where a server does, its address."""
     uri = without_secrets(result.tracking_uri)
-    return f"open {uri}" if uri.startswith(("http", "databricks")) else shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
+    if uri.startswith("databricks"):
+        return f"{result.mlflow_experiment} in the workspace"
+    return uri if uri.startswith("http") else shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
 
 
 def without_secrets(uri: str) -> str:

@@ -146,7 +146,7 @@ def to_svg(axes: Axes, key: str, label: str) -> Markup:
     assert isinstance(figure, Figure)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(_without_control_characters(text.getvalue()))
+    root = ElementTree.fromstring(without_control_characters(text.getvalue()))
     _tidy(root, key)
     width, height = (float(number) for number in root.attrib["viewBox"].split()[2:])
     root.attrib = {
@@ -197,6 +197,6 @@ def _style(style: str, tag: str) -> str:
     return _FONT.sub("", style) if tag == "text" else style
 
 
-def _without_control_characters(text: str) -> str:
-    """XML 1.0 has no place for them, and a parameter's value may hold some."""
+def without_control_characters(text: str) -> str:
+    """Neither XML nor UTF-8 has a place for these, and a parameter's value or a traceback may hold some."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)

@@ -21,7 +21,7 @@ from toolkit.core.study import TrialRecord, TrialState
 from toolkit.reports import plots, provenance, winner
 from toolkit.reports.cards import Bar, Card, Legend, Tile, figure_text, ranked_bars, seconds_text, without_holes
 from toolkit.reports.parameters import MISSING, ParameterAxis, parameter_axes, params_json, searched_ranges, shortened, text_of
-from toolkit.reports.svg import chart_style
+from toolkit.reports.svg import chart_style, without_control_characters
 
 MAX_SLICES = 12
 MAX_PARALLEL = 8
@@ -45,9 +45,8 @@ def render_sweep(result: SweepResult, importances: Mapping[str, float] | None = 
             ("The winner on the test part", winner.evaluation_cards(result.evaluation) if result.evaluation else []),
             ("The run", _run_cards(result)),
         ]
-    return _environment().get_template("sweep.html.j2").render(
+    page = _environment().get_template("sweep.html.j2").render(
         result=result,
-        metrics=result.experiment.metrics,
         started=_utc(result.started_unix_s),
         badge=_protocol_sentence(result),
         alarms=_alarms(result),
@@ -58,6 +57,7 @@ def render_sweep(result: SweepResult, importances: Mapping[str, float] | None = 
         provenance=provenance.facts(result),
         commands=provenance.commands(result),
     )  # fmt: skip
+    return without_control_characters(page)
 
 
 def _environment() -> Environment:
@@ -197,7 +197,7 @@ def _search_cards(result: SweepResult, importances: Mapping[str, float] | None, 
         svg = plots.curves(shown, curve, maximize, "curves")
         cards.append(Card(f"Metric curves of the best {len(shown)}", caption, svg, legend=legend))
     if importances:
-        caption = f"Share of the differences in {metrics[0].name} that each parameter explains ({method}); few trials make it rough."
+        caption = f"How much each parameter decides {metrics[0].name}, by {method}; estimates from few trials are rough."
         cards.append(Card("Parameter importances", caption, kind="bars", data={"bars": ranked_bars(importances, 20)}))
     axes = parameter_axes(result.experiment.space, done, importances)
     if len(done) > 1 and axes:
