@@ -39,7 +39,12 @@ class Arm:
         return statistics.median(self.repeats)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "unit": self.unit, "repeats": [round(value, 4) for value in self.repeats], "median": round(self.median, 4)}
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "repeats": [round(value, 4) for value in self.repeats],
+            "median": round(self.median, 4),
+        }
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         "| figure | value | target | met |",
         "|---|---|---|---|",
-        *(f"| {f['name']} | {_number(f['value'], f['unit'])} | {_target(f)} | {'yes' if f['met'] else '**no**'} |" for f in result["figures"]),
+        *(
+            f"| {f['name']} | {_number(f['value'], f['unit'])} | {_target(f)} | {'yes' if f['met'] else '**no**'} |"
+            for f in result["figures"]
+        ),
         "",
         "| arm | median | repeats |",
         "|---|---|---|",
@@ -164,12 +172,15 @@ def _target(figure: Mapping[str, Any]) -> str:
 
 
 _STYLE = """
-:root{color-scheme:light dark;--fg:#1c2430;--muted:#5d6776;--bg:#f6f7f9;--card:#fff;--line:#dfe3e8;--bar:#3b6fd4;--good:#1b7f4b;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e9ee;--muted:#9aa4b2;--bg:#12161c;--card:#1b212a;--line:#303845;--bar:#6f9bf2;--good:#5ecf95;--bad:#ff8a80}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0 auto;max-width:960px;padding:24px 16px}
+:root{color-scheme:light dark;
+--fg:#1c2430;--muted:#5d6776;--bg:#f6f7f9;--card:#fff;--line:#dfe3e8;--bar:#3b6fd4;--good:#1b7f4b;--bad:#b3261e}
+@media(prefers-color-scheme:dark){
+:root{--fg:#e6e9ee;--muted:#9aa4b2;--bg:#12161c;--card:#1b212a;--line:#303845;--bar:#6f9bf2;--good:#5ecf95;--bad:#ff8a80}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0 auto;max-width:960px;padding:1em}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 20px;margin:16px 0;overflow-x:auto}
 h1{font-size:1.5rem;margin:.2em 0}h2{font-size:1.1rem;margin:.2em 0 .6em}p{margin:.4em 0}.muted{color:var(--muted);font-size:.9rem}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
+table{border-collapse:collapse;width:100%}
+td,th{text-align:left;padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.yes{color:var(--good);font-weight:600}.no{color:var(--bad);font-weight:600}
 .bar{background:var(--bar);height:12px;border-radius:3px;min-width:2px}
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.experiment import Experiment, Protocol
+from toolkit.core.experiment import Experiment, Protocol, XGBoost
 
 if TYPE_CHECKING:
     from toolkit.core.data import SplitData
@@ -41,7 +41,7 @@ def fit_and_test(
         task,
         split.test.label,
         final.test_prediction,
-        [metric.name for metric in experiment.metrics],
+        _known(experiment),
         weight=split.test.weight,
         group=split.test.group,
         threshold=threshold.value if threshold else 0.5,
@@ -56,3 +56,13 @@ def fit_and_test(
         importances=final.importances,
         num_rounds=final.num_rounds,
     )
+
+
+def _known(experiment: Experiment) -> list[str]:
+    """The experiment's metrics that can be computed from predictions; a figure that only the user's own `fit` reports cannot."""
+    from toolkit.engines.sklearn_evaluation import KNOWN_METRICS
+
+    names = [metric.name for metric in experiment.metrics]
+    if isinstance(experiment.model, XGBoost):
+        return names
+    return [name for name in names if name.split("@")[0] in KNOWN_METRICS[experiment.model.task]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from toolkit.core.errors import StudyError, SweepInterrupted, TooManyFailedTrials, UserError
+from toolkit.core.errors import StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
 from toolkit.core.experiment import Experiment, XGBoost
 from toolkit.core.experiment import Protocol as SweepProtocol
 from toolkit.core.search import Runner, Search, last_line
@@ -72,7 +72,8 @@ def sweep(
     """Run a study to its end: search, choose the winner, fit it for use, test it once, log and report.
 
     Args:
-        cluster: `local`: Ray on this machine, or the one at `RAY_ADDRESS`; `inprocess`: one trial after another in this process; `auto`: local.
+        cluster: `local`: Ray on this machine, or the one at `RAY_ADDRESS`; `inprocess`: one trial after another in this process;
+        `auto`: local.
         resume: go on with an unfinished study: finished trials are kept, interrupted ones run again.
         study: its name; default `EXPERIMENT-PROTOCOL`.
         data: file or folder in place of the experiment's own source.
@@ -131,18 +132,19 @@ class _Run:
         loaded = self._load(data)
         fingerprint = {**self.experiment.fingerprint(self.protocol), "data.sha256": loaded.source.sha256}
         base_name = study_name or f"{self.experiment.name}-{self.protocol}"
-        folder = stack.enter_context(study_folder(self.settings.home, base_name, resume, self.settings.state_uri))
-        study = self.study = self._open_study(folder.name, folder.journal, fingerprint, resume)
-        self._check_paths(report)
+        folder = stack.enter_context(
+            study_folder(self.settings.home, base_name, resume, self.settings.state_uri, is_exact=study_name is not None)
+        )
+        self._check_report(report or self._report_path(folder.name))
 
-        # Ray takes 7 s to start, most of it in other processes: this one meanwhile imports, splits and talks to MLflow.
+        # Ray takes seconds to start, most of it in other processes: this one meanwhile imports, opens the study, and splits.
         connection = self._start_ray(stack)
-        tracker = self.tracker = self._start_tracking(stack, folder.name, tracking_uri, loaded)
+        study = self.study = self._open_study(folder.name, folder.journal, fingerprint, resume)
+        uri = tracking_uri or self.settings.tracking_uri
+        tracker = self.tracker = self._start_tracking(stack, folder.name, uri, loaded)
+        if not self._is_embedded(uri):
+            tracker.connect()
         split = self._split(loaded)
-        if connection is not None:
-            from toolkit.engines import ray_trials  # noqa: F401
-        tracker.connect()
-        self.progress.phase("starting Ray" if connection else "starting")
         runner = self._runner(connection, split)
 
         if not study.attributes:
@@ -176,8 +178,12 @@ class _Run:
 
     def _load(self, data: Path | None) -> LoadedData:
         from toolkit.core.data import DataContext
+        from toolkit.engines.sklearn_evaluation import check_metric
         from toolkit.engines.tables import load_data
 
+        if isinstance(self.experiment.model, XGBoost):
+            for metric in self.experiment.metrics:
+                check_metric(self.experiment.model.task, metric.name)
         context = DataContext(data=data, data_dir=self.settings.data_dir, cache_dir=self.settings.home / "cache")
         return load_data(self.experiment, context)
 
@@ -197,11 +203,10 @@ class _Run:
                 )
         return study
 
-    def _check_paths(self, report: Path | None) -> None:
-        folder = (report or self._report_path(None)).absolute().parent
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not existing.is_dir() or (report is not None and report.is_dir()):
-            raise UserError("--report must name a file", got=str(report), next_step="for example --report report.html")
+    def _check_report(self, path: Path) -> None:
+        existing = next(each for each in path.absolute().parents if each.exists())
+        if path.is_dir() or not existing.is_dir():
+            raise UserError("--report must name a file", got=str(path), next_step="for example --report report.html")
 
     def _start_ray(self, stack: ExitStack) -> RayConnection | None:
         if self.cluster == "inprocess":
@@ -213,6 +218,10 @@ class _Run:
         stack.callback(connection.stop)
         return connection
 
+    def _is_embedded(self, uri: str | None) -> bool:
+        """The database is a file of ours: nothing on a network can refuse, and the search need not wait until MLflow is imported."""
+        return uri.startswith("sqlite:") if uri else not self.settings.on_databricks
+
     def _start_tracking(self, stack: ExitStack, study: str, tracking_uri: str | None, loaded: LoadedData) -> MlflowTracker:
         from toolkit.core.naming import default_experiment_name
         from toolkit.engines.git import git_state
@@ -220,7 +229,7 @@ class _Run:
 
         git = self.git = git_state()
         tracker = MlflowTracker(
-            tracking_uri=tracking_uri or self.settings.tracking_uri,
+            tracking_uri=tracking_uri,
             experiment_name=default_experiment_name(
                 self.experiment.name, branch=git.branch, on_databricks=self.settings.on_databricks, user=self.settings.user
             ),
@@ -256,10 +265,14 @@ class _Run:
             cluster = connection.wait()
             self.clock.cluster_start_s = cluster.start_s
             num_slots = build.slots(self.experiment, cluster.num_cpus, cluster.num_gpus)
-            runner = build.ray_runner(self.experiment, self.protocol, split.trial, min(num_slots, self.experiment.sweep.concurrency or num_slots))
+            runner = build.ray_runner(
+                self.experiment, self.protocol, split.trial, min(num_slots, self.experiment.sweep.concurrency or num_slots)
+            )
         wanted = self.experiment.sweep.concurrency
         if wanted is not None and wanted > runner.num_slots:
-            _logger.warning("concurrency %d is more than the %d slots there are: %d trials run at once", wanted, runner.num_slots, runner.num_slots)
+            _logger.warning(
+                "concurrency %d is more than the %d slots there are: %d trials run at once", wanted, runner.num_slots, runner.num_slots
+            )
         return runner
 
     # --- the search -------------------------------------------------------------------------------------------------------------
@@ -280,23 +293,38 @@ class _Run:
         self.progress.phase("searching")
         search = Search(self.study, self.experiment.sweep, [self.tracker, self.progress])
         self.clock.search_started_unix_s = time.time()
+        threading.Thread(target=self._watch_tracking, args=(search,), name="tracking-watch", daemon=True).start()
         with interrupts.stopping(search):
             runner.run(search)
         self.clock.search_s = search.last_ended_unix_s - self.clock.search_started_unix_s
         return search
+
+    def _watch_tracking(self, search: Search) -> None:
+        """An embedded database connects while the search begins; one that cannot be used ends it."""
+        assert self.tracker is not None
+        try:
+            self.tracker.connect()
+        except TrackingError:
+            search.request_stop("tracking")
 
     def _check_ending(self, search: Search) -> None:
         """Raise unless there is something to choose a winner from."""
         assert self.study is not None and self.tracker is not None
         if search.stopping == "interrupt":
             raise SweepInterrupted(self.how_to_resume())
+        if search.stopping == "tracking":
+            self.tracker.connect()
         failed = [record for record in self.study.records() if record.state is TrialState.FAILED]
         none_completed = len(failed) == len(self.study.records()) and search.stopping is None and failed
         if search.stopping == "failures" or none_completed:
             self.tracker.finish("FAILED", time.time())
             self.tracker.close()
             self._tracking_ended = True
-            rule = "no trial completed" if none_completed else f"more than {self.experiment.sweep.failure_limit} trials failed (sweep.max_failed_trials)"
+            rule = (
+                "no trial completed"
+                if none_completed
+                else f"more than {self.experiment.sweep.failure_limit} trials failed (sweep.max_failed_trials)"
+            )
             raise TooManyFailedTrials(
                 rule,
                 got=f"{len(failed)}; the last: {last_line(failed[-1].error)}",
@@ -320,9 +348,7 @@ class _Run:
         front = pareto_front(records, [metric.direction for metric in self.experiment.metrics])
         return (front[0] if front else None), front
 
-    def _fit_winner(
-        self, best: TrialRecord | None, split: SplitData, loaded: LoadedData
-    ) -> tuple[FinalModel | None, Evaluation | None]:
+    def _fit_winner(self, best: TrialRecord | None, split: SplitData, loaded: LoadedData) -> tuple[FinalModel | None, Evaluation | None]:
         model = self.experiment.model
         assert self.study is not None
         if best is None or (not isinstance(model, XGBoost) and model.predict is None):
@@ -330,7 +356,9 @@ class _Run:
         from toolkit.final_model import fit_and_test
 
         self.progress.phase("fitting the winner")
-        return fit_and_test(self.experiment, self.protocol, split, loaded.classes, self.study.params(best.number), best.result.best_iteration)
+        return fit_and_test(
+            self.experiment, self.protocol, split, loaded.classes, self.study.params(best.number), best.result.best_iteration
+        )
 
     def _result(
         self,
@@ -372,7 +400,7 @@ class _Run:
             mlflow_experiment=self.tracker.experiment_name,
             parent_run_id=self.tracker.parent_run_id,
             model_uri="",
-            report_path=str(self._report_path(report)),
+            report_path=str((report or self._report_path(self.study.name)).absolute()),
             source=loaded.source,
             feature_names=loaded.feature_names,
             split_description=split.description,
@@ -385,9 +413,8 @@ class _Run:
             git_commit=self.git.commit or "",
         )
 
-    def _report_path(self, report: Path | None) -> Path:
-        assert self.study is not None
-        return (report or self.settings.home / "reports" / f"{self.study.name}.html").absolute()
+    def _report_path(self, study: str) -> Path:
+        return self.settings.home / "reports" / f"{study}.html"
 
 
 class _Interrupts:
@@ -443,5 +470,7 @@ def _check_fingerprint(study: str, was: Mapping[str, str], now: Mapping[str, str
         shown = ", ".join(f"{name} was {was.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in different[:3])
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise StudyError(
-            f"study {study!r} was begun with another experiment", got=shown + more, next_step="undo that, or begin another with --study NAME"
+            f"study {study!r} was begun with another experiment",
+            got=shown + more,
+            next_step="undo that, or begin another with --study NAME",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import logging
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.core.errors import TrackingError
+from toolkit.core.secrets import without_secrets
 from toolkit.core.study import TrialRecord
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ def publish(
     report_path = Path(result.report_path)
     report_path.parent.mkdir(parents=True, exist_ok=True)
     importances = study.importances()
-    report_path.write_text(render_sweep(result, importances or None, "PED-ANOVA"), encoding="utf-8")
+    report = functools.partial(render_sweep, importances=importances or None, importance_method="PED-ANOVA")
+    report_path.write_text(report(result), encoding="utf-8")
     trials_path = folder / "trials.csv"
     write_trials(trials_path, result.records, [metric.name for metric in result.experiment.metrics])
     summary_path = folder / "sweep.json"
@@ -52,7 +55,7 @@ def publish(
         | {name: value for name, value in result.experiment.fingerprint(result.protocol).items() if name.startswith(("split.", "model."))},
         tags={
             "data.sha256": result.source.sha256,
-            "data.location": result.source.location,
+            "data.location": without_secrets(result.source.location),
             "toolkit.best_trial": str(result.best.number) if result.best else "none",
             "toolkit.model_uri": result.model_uri or "none",
             "mlflow.source.git.commit": result.git_commit,
@@ -69,7 +72,11 @@ def publish(
     for path in (report_path, trials_path, summary_path):
         tracker.log_artifact(path)
     tracker.finish("FINISHED" if result.stopped_by is None else "KILLED", time.time())
-    return replace(result, num_unsent=tracker.close() + (1 if final is not None and final.payload is not None and not result.model_uri else 0))
+    is_model_missing = final is not None and final.payload is not None and not result.model_uri
+    result = replace(result, num_unsent=tracker.close() + is_model_missing)
+    if result.num_unsent:
+        report_path.write_text(report(result), encoding="utf-8")
+    return result
 
 
 def _log_model(result: SweepResult, final: FinalModel, split: SplitData, tracker: MlflowTracker) -> str:
@@ -99,5 +106,14 @@ def write_trials(path: Path, records: Sequence[TrialRecord], metric_names: Seque
             params = [record.params.get(name, "") for name in names]
             error = (record.error or "").strip().splitlines()[-1:] or [""]
             writer.writerow(
-                [record.number, record.state, *values, *params, record.result.best_iteration, record.result.fit_wall_s, record.num_retries, *error]
+                [
+                    record.number,
+                    record.state,
+                    *values,
+                    *params,
+                    record.result.best_iteration,
+                    record.result.fit_wall_s,
+                    record.num_retries,
+                    *error,
+                ]
             )

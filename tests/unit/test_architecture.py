@@ -28,10 +28,6 @@ HOMES = {
     "rich": "cli/",
 }
 
-EXCEPTIONS = {
-    ("engines/ray_trial_actor.py", "xgboost"),  # decides how a trial process imports xgboost, before anything else does
-}
-
 HEAVY = {"ray", "mlflow", "optuna", "xgboost", "sklearn", "pyspark", "pandas", "matplotlib", "pyarrow"}
 
 
@@ -56,7 +52,7 @@ def imports(tree):
 def test_a_library_is_imported_only_in_files_that_carry_its_name(path):
     found = {imported.partition(".")[0] for imported in imports(ast.parse(path.read_text()))}
     astray = {library for library in found & HOMES.keys() if not name(path).startswith(HOMES[library])}
-    assert {library for library in astray if (name(path), library) not in EXCEPTIONS} == set()
+    assert astray == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

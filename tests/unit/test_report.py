@@ -16,10 +16,10 @@ import pytest
 from tests.unit import report_samples as samples
 from toolkit.core.curves import confusion_at, precision_recall_points, roc_points
 from toolkit.core.experiment import Metric, Split, Sweep, XGBoost
+from toolkit.core.secrets import without_secrets
 from toolkit.core.space import Branch, Categorical, Float, Int
 from toolkit.core.study import TrialState
 from toolkit.reports.parameters import parameter_axes
-from toolkit.reports.provenance import without_secrets
 from toolkit.reports.sweep_report import render_sweep
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from toolkit.core.errors import ExperimentError, nearest
-from toolkit.core.space import Space, check_point, check_space, leaves
+from toolkit.core.space import check_point, check_space, leaves
 
 FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -34,8 +34,10 @@ XGBOOST_METRICS: dict[Task, frozenset[str]] = {
     "multiclass": frozenset({"auc", "mlogloss", "merror"}),
     "regression": frozenset({"rmse", "rmsle", "mae", "mape", "mphe", "poisson-nloglik", "gamma-nloglik", "gamma-deviance",
                              "tweedie-nloglik"}),
-    "ranking": frozenset({"ndcg", "map", "pre", "auc"}),
+    "ranking": frozenset({"ndcg", "map", "pre"}),
 }  # fmt: skip
+
+_WITHOUT_PROBABILITIES = ("binary:logitraw", "binary:hinge")
 
 
 @dataclass(frozen=True, config=FROZEN)
@@ -43,7 +45,7 @@ class Dataset:
     """Where the rows come from and what the columns mean.
 
     Attributes:
-        load: a path (CSV, Parquet, Delta), a `catalog.schema.table`, or a function without required arguments that
+        load: a path (CSV, Parquet, Delta), a `catalog.schema.table`, or a function of no argument or of one `DataContext` that
             returns one of these, a pandas frame, an Arrow table or a Spark DataFrame.
         label: column to predict. Binary and multiclass: any two or more values; regression: numbers.
         key: column that identifies a row; never a feature.
@@ -74,7 +76,8 @@ class Split:
     """How rows are divided. The test part is `test` of all rows; the validation part is `validation` of the rest.
 
     Attributes:
-        by: `random`; `time`: the latest rows are the test part, the latest of the rest validation; `group`: no value of `dataset.group` in two parts.
+        by: `random`; `time`: the latest rows are the test part, the latest of the rest validation; `group`: no value of
+        `dataset.group` in two parts.
         folds: with a number, trials are cross-validated over that many folds of train + validation.
         keep_duplicates_together: rows with equal features go to the same part (random splits only); the published protocol ignores it.
     """
@@ -269,6 +272,10 @@ class Experiment:
         return self
 
     def _check_xgboost(self, model: XGBoost) -> None:
+        if model.objective in _WITHOUT_PROBABILITIES:
+            raise ExperimentError(
+                "model.objective: a classifier must give probabilities", got=repr(model.objective), next_step='use "binary:logistic"'
+            )
         known = XGBOOST_METRICS[model.task]
         for metric in self.metrics:
             if metric.name.split("@")[0] not in known:
@@ -278,12 +285,10 @@ class Experiment:
         if model.task == "ranking" and not self.dataset.group:
             raise ExperimentError("dataset.group: a ranking needs the column that holds its queries", got="none")
         if model.device == "cuda" and not self.sweep.gpus_per_trial:
-            raise ExperimentError(
-                'model.device: "cuda" needs sweep.gpus_per_trial', got="0", next_step="add --set sweep.gpus_per_trial=1"
-            )
+            raise ExperimentError('model.device: "cuda" needs sweep.gpus_per_trial', got="0", next_step="add --set sweep.gpus_per_trial=1")
         searched = {name.rsplit("/", 1)[-1] for name, _ in leaves(self.space)} if isinstance(self.space, Mapping) else set()
         fixed = {"objective", "num_boost_round", "early_stopping_rounds", "device", "nthread", "eval_metric", *model.params}
-        for name in sorted(searched & fixed - {"objective"} | ({"objective"} & searched)):
+        for name in sorted(searched & fixed):
             raise ExperimentError(
                 "space: parameter is set by the model already", got=repr(name), next_step="name it in one of the two places"
             )

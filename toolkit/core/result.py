@@ -22,7 +22,8 @@ class SweepResult:
         stopped_by: None when all trials were done, else `timeout`.
         best: None when no trial completed; with two metrics: the first of `pareto`.
         wall_s: of this process's part of the sweep, from the call to the result; cluster_start_s, search_s (from handing the first
-            trial to the runner to the last trial's end) likewise. fit_wall_s, fit_cpu_s: sums over the trials fitted in this process's part.
+            trial to the runner to the last trial's end) likewise. fit_wall_s, fit_cpu_s: sums over the trials fitted in this process's
+            part.
         num_slots: trials that can run at once.
         split_description, feature_names, num_train_rows, …: what the report says of the data.
         num_unsent: tracking entries that still wait in the spool because the MLflow server did not answer.

@@ -1,6 +1,7 @@
 """One search in progress: stands between the study (which decides) and a runner (which executes).
 
-All of it runs in the runner's thread. A runner asks `next_proposal`, and tells `started`, `reported`, `ended` or `lost`; when `stopping` it hands
+All of it runs in the runner's thread. A runner asks `next_proposal`, and tells `started`, `reported`, `ended` or `lost`; when
+`stopping` it hands
 nothing new out, stops what runs, and calls `requeue_running`.
 """
 
@@ -14,7 +15,9 @@ from typing import Literal, Protocol
 from toolkit.core.experiment import Sweep
 from toolkit.core.study import Listener, Proposal, Study, TrialRecord, TrialResult, TrialState
 
-StopReason = Literal["timeout", "interrupt", "failures"]
+StopReason = Literal["timeout", "interrupt", "failures", "tracking"]
+
+TOOK_TOO_LONG = "TrialTimeout: the trial took longer than sweep.trial_timeout_s"
 
 _logger = logging.getLogger("toolkit")
 

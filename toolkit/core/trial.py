@@ -86,7 +86,14 @@ def run_trial(
 
 
 def result_of(
-    number: int, fit: FitResult, *, started_unix_s: float, fit_wall_s: float, fit_cpu_s: float, error: str | None = None, stopped: bool = False
+    number: int,
+    fit: FitResult,
+    *,
+    started_unix_s: float,
+    fit_wall_s: float,
+    fit_cpu_s: float,
+    error: str | None = None,
+    stopped: bool = False,
 ) -> TrialResult:
     """`fit` with where and when it ran."""
     return TrialResult(

@@ -28,12 +28,12 @@ def trainer_of(model: Model, metrics: tuple[Metric, ...], seed: int, report_ever
         from toolkit.engines.custom_model import CustomTrainer
 
         return CustomTrainer(model, metrics)
-    if "ray.tune" not in sys.modules and "ray" in sys.modules:
-        from toolkit.engines.ray_trial_actor import import_xgboost_without_sklearn
-
-        import_xgboost_without_sklearn()
-    from toolkit.engines.xgboost_model import XGBoostTrainer
-
+    trial_process = sys.modules.get("toolkit.engines.ray_trial_actor")
+    if trial_process is not None and "ray.tune" not in sys.modules:
+        with trial_process.without_sklearn():
+            from toolkit.engines.xgboost_model import XGBoostTrainer
+    else:
+        from toolkit.engines.xgboost_model import XGBoostTrainer
     return XGBoostTrainer(model, metrics, seed, report_every, keep_trial_model)
 
 

@@ -12,21 +12,21 @@ from types import FrameType
 from toolkit.core.data import TrialData
 from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Sweep
-from toolkit.core.search import Search
+from toolkit.core.search import TOOK_TOO_LONG, Search
 from toolkit.core.study import Proposal
 from toolkit.core.trial import FitResult, Trainer, run_trial
 
 
 class TrialTimeout(BaseException):
-    """A trial took longer than `sweep.trial_timeout_s`; not an Exception, so that `except Exception` in the user's `fit` does not hold it up."""
+    """A trial took too long; not an Exception, so that `except Exception` in the user's `fit` does not hold it up."""
 
 
 @dataclass
 class LocalRunner:
     """Implements `core.search.Runner` with one slot.
 
-    A trial past `sweep.trial_timeout_s` is interrupted by SIGALRM as soon as it executes Python code: that needs the main thread, and code that
-    hangs inside a native library is not ended. Ray's runner ends those, by killing their process.
+    A trial past `sweep.trial_timeout_s` is interrupted by SIGALRM as soon as it executes Python code: that needs the main thread, and
+    code that hangs inside a native library is not ended. Ray's runner ends those, by killing their process.
     """
 
     trainer: Trainer
@@ -50,44 +50,54 @@ class LocalRunner:
 
     def _run_one(self, search: Search, proposal: Proposal) -> None:
         number = proposal.number
+        alarm = _Alarm(self.sweep.trial_timeout_s)
         search.started(number)
 
         def report(step: int, so_far: FitResult) -> bool:
-            with _alarm_held():
+            with alarm.held():
                 return search.reported(number, step, so_far.values[0])
 
         try:
-            with _alarm(self.sweep.trial_timeout_s):
+            with alarm.timing():
                 result = run_trial(self.trainer, proposal, self.data, self.num_threads, report, self.sweep.memory_gib_per_trial)
-        except TrialTimeout as timeout:
-            search.lost(number, f"TrialTimeout: {timeout}")
+        except TrialTimeout:
+            search.lost(number, TOOK_TOO_LONG)
         else:
             search.ended(result)
 
 
-@contextmanager
-def _alarm(timeout_s: float | None) -> Iterator[None]:
-    if timeout_s is None:
-        yield
-        return
+class _Alarm:
+    """Raises TrialTimeout in the block `timing` after `timeout_s`, but never within `held`: the study must not be torn in its own work."""
 
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise TrialTimeout("the trial took longer than sweep.trial_timeout_s")
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._is_held = False
+        self._has_rung = False
 
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, timeout_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        if self._timeout_s is None:
+            yield
+            return
+        previous = signal.signal(signal.SIGALRM, self._ring)
+        signal.setitimer(signal.ITIMER_REAL, self._timeout_s)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self._has_rung:
+            raise TrialTimeout
 
-@contextmanager
-def _alarm_held() -> Iterator[None]:
-    """The study must not be torn in the middle of its own work: an alarm waits until that is done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def _ring(self, _signal: int, _frame: FrameType | None) -> None:
+        self._has_rung = True
+        if not self._is_held:
+            raise TrialTimeout

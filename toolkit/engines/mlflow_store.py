@@ -44,6 +44,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import proto_json_utils, rest_utils
 
 from toolkit.core.errors import TrackingError
+from toolkit.core.secrets import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class MlflowStore:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.display_uri = redact(self.uri)
+        self.display_uri = without_secrets(self.uri)
         self.num_calls = 0
         self._lock = threading.Lock()
         if self.uri.startswith("sqlite:///"):
@@ -308,18 +309,13 @@ def _check_sqlite(uri: str) -> None:
         ) from error
 
 
-def redact(text: str) -> str:
-    """Without the user and password of URLs."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
-
-
 def brief(error: BaseException) -> str:
     """The innermost reason, on one short line, without credentials."""
     reason = error
     while isinstance(inner := reason.__cause__ or reason.__context__, BaseException):
         reason = inner
     text = " ".join(str(reason).split()) or type(reason).__name__
-    return redact(text if len(text) <= 300 else f"{text[:300]}…")
+    return without_secrets(text if len(text) <= 300 else f"{text[:300]}…")
 
 
 def mlflow_name(name: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.core.errors import TrackingError
+from toolkit.core.secrets import without_secrets
 from toolkit.core.study import Proposal, TrialRecord
 from toolkit.engines.mlflow_spool import Entry, Spool
 
@@ -120,7 +121,7 @@ class MlflowTracker:
             return
         try:
             uri = self._uri or mlflow_store.default_tracking_uri()
-            self.tracking_uri = mlflow_store.redact(uri)
+            self.tracking_uri = without_secrets(uri)
             self._is_embedded = uri.startswith("sqlite:")
             self._imported.set()
             self._store = mlflow_store.MlflowStore(uri)

@@ -35,7 +35,8 @@ _STATES = {
     OptunaState.RUNNING: TrialState.RUNNING,
     OptunaState.WAITING: TrialState.WAITING,
 }
-# Samplers whose draws depend on nothing but their seed and the study: a fresh one a trial, seeded by the trial's number, gives the same trials
+# Samplers whose draws depend on nothing but their seed and the study: a fresh one a trial, seeded by the trial's number, gives the
+# same trials
 # after a resume as without. The others (quasi-random sequences, CMA-ES) need one seed for the whole study.
 _SEEDED_BY_TRIAL = ("TPESampler", "RandomSampler")
 
@@ -188,8 +189,9 @@ class OptunaStudy:
         return _record(self._frozen(result.number))
 
     def requeue(self, number: int) -> None:
-        self._running.pop(number)
-        self._set_waiting(number)
+        # One whose end could not be written has ended nevertheless, and is tried again when a later process finds it unfinished.
+        if self._running.pop(number, None) is not None:
+            self._set_waiting(number)
         self._journal.flush()
 
     def records(self) -> list[TrialRecord]:
@@ -200,7 +202,8 @@ class OptunaStudy:
         return draw(self._experiment.space, optuna.trial.FixedTrial(self._frozen(number).params, number))
 
     def importances(self) -> dict[str, float]:
-        """Share of each parameter in the variation of the first metric (PED-ANOVA, Watanabe et al., arXiv 2304.10255); empty under 4 completed trials."""
+        """Share of each parameter in the variation of the first metric (PED-ANOVA, Watanabe et al., arXiv 2304.10255); empty under 4
+        completed trials."""
         completed = self._study.get_trials(deepcopy=False, states=(OptunaState.COMPLETE,))
         if len(completed) < 4 or not completed[0].params:
             return {}

@@ -11,9 +11,11 @@ import shutil
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-# Both are read when ray is imported. Ray would otherwise replay `uv run` in every worker (ray issue 54344), and report usage over the network.
+# Both are read when ray is imported. Ray would otherwise replay `uv run` in every worker (ray issue 54344), and report usage over the
+# network.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -21,6 +23,7 @@ import ray
 
 from toolkit.core.errors import ClusterError
 from toolkit.core.machine import cpu_count, memory_bytes
+from toolkit.engines.ray_patches import only_needed_services
 
 # The object store holds one copy of the data and nothing else; it is backed by memory only as far as it is filled.
 _OBJECT_STORE_SHARE = 0.3
@@ -38,7 +41,7 @@ class RayCluster:
 
 
 class RayConnection:
-    """Connects to `address`, or starts a local Ray, in the background, for it takes 7 s in which the driver has other things to do.
+    """Connects to `address`, or starts a local Ray, in the background, for it takes seconds in which the driver has other things to do.
 
     One thread starts Ray, waits, and ends it: the kernel ends Ray's processes together with the thread that started them
     (PR_SET_PDEATHSIG), which is also why a kill -9 of the driver leaves none behind.
@@ -83,10 +86,10 @@ class RayConnection:
         temp_dir: str | None = None
         try:
             if not found_running:
-                # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes: a short name straight under the system's temporary folder.
-                temp_dir = tempfile.mkdtemp(prefix="ray-") if self._address is None else None
+                # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes (macOS: 103), of which Ray takes 66: TMPDIR may be too long.
+                temp_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp") if self._address is None else None
                 self._init(temp_dir)
-            resources = ray.cluster_resources()
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             self._cluster = RayCluster(
                 num_cpus=resources.get("CPU", 0),
                 num_gpus=resources.get("GPU", 0),
@@ -106,15 +109,16 @@ class RayConnection:
         if self._address is not None:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
             return
-        ray.init(
-            address="local",
-            num_cpus=cpu_count(),
-            include_dashboard=self._dashboard,
-            object_store_memory=_object_store_bytes(),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=temp_dir,
-        )
+        with nullcontext() if self._dashboard else only_needed_services():
+            ray.init(
+                address="local",
+                num_cpus=cpu_count(),
+                include_dashboard=self._dashboard,
+                object_store_memory=_object_store_bytes(),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=temp_dir,
+            )
 
 
 def _object_store_bytes() -> int:

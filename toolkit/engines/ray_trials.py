@@ -41,7 +41,7 @@ from ray.tune.search import Searcher
 from toolkit.core.data import TrialData
 from toolkit.core.errors import UserError
 from toolkit.core.experiment import Sweep
-from toolkit.core.search import Search
+from toolkit.core.search import TOOK_TOO_LONG, Search
 from toolkit.core.study import TrialResult
 from toolkit.engines.ray_patches import register_actor
 from toolkit.engines.ray_trial_actor import MakeTrainer, Shared
@@ -200,7 +200,7 @@ class _Controls(Callback):
         for trial in [trial for trial in trials if trial.status == Trial.RUNNING]:
             number = self._adapter.number_of(trial)
             if number in overdue:
-                search.lost(number, "TrialTimeout: the trial took longer than sweep.trial_timeout_s", self._adapter.num_retries.get(number, 0))
+                search.lost(number, TOOK_TOO_LONG, self._adapter.num_retries.get(number, 0))
                 # Its death is wanted: Tune must not start it again.
                 trial.max_failures = 0
                 ray.kill(self._adapter.actors[trial.trial_id])

@@ -1,6 +1,7 @@
 """Where studies live: `TOOLKIT_HOME/studies/NAME/journal.jsonl`, one process at a time, mirrored where the disk does not last.
 
-A job cluster's disk vanishes and object stores do not append: with a state URI the journal stays on the local disk and is copied there whole,
+A job cluster's disk vanishes and object stores do not append: with a state URI the journal stays on the local disk and is copied there
+whole,
 by write-then-rename, every 30 s and at the end; a journal that is missing here is taken from there.
 """
 
@@ -49,9 +50,9 @@ class _Summary:
     is_finished: bool
 
     @classmethod
-    def read(cls, journal: Path) -> _Summary:
+    def of(cls, journal: bytes) -> _Summary:
         finished, attributes = 0, dict[str, Any]()
-        for line in journal.read_bytes().splitlines():
+        for line in journal.splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
@@ -64,8 +65,10 @@ class _Summary:
 
 
 @contextmanager
-def study_folder(home: Path, base_name: str, resume: bool, state_uri: str | None) -> Iterator[StudyFolder]:
+def study_folder(home: Path, base_name: str, resume: bool, state_uri: str | None, is_exact: bool = False) -> Iterator[StudyFolder]:
     """The folder for a new study, or with `resume` the newest existing one, of `base_name`, `base_name-2`, …; locked until the block ends.
+
+    With `is_exact`, `resume` means the one of just this name.
 
     Raises:
         StudyError: an unfinished study has the name and `resume` is off; nothing to resume; another process holds it; not writable.
@@ -75,19 +78,19 @@ def study_folder(home: Path, base_name: str, resume: bool, state_uri: str | None
     root = home / "studies"
     mirror = _Mirror(state_uri) if state_uri else None
     names = [base_name]
-    while _has_journal(root / names[-1], mirror):
+    while _has_journal(root / names[-1], mirror) and not (resume and is_exact and len(names) > 1):
         names.append(f"{base_name}-{len(names) + 1}")
     if resume and len(names) == 1:
         raise StudyError(
-            "--resume needs a study that was begun", got=f"no {base_name!r} in {root}", next_step="leave --resume out, or name it with --study"
+            "--resume needs a study that was begun",
+            got=f"no {base_name!r} in {root}",
+            next_step="leave --resume out, or name it with --study",
         )
     name = names[-2] if resume else names[-1]
     if not resume and len(names) > 1:
         previous = root / names[-2]
-        if mirror and not (previous / "journal.jsonl").exists():
-            mirror.fetch(previous / "journal.jsonl")
         with _locked(previous):
-            summary = _Summary.read(previous / "journal.jsonl")
+            summary = _Summary.of(_newest(previous / "journal.jsonl", mirror))
         if not summary.is_finished:
             raise StudyError(
                 f"study {previous.name!r} is unfinished ({summary.num_finished} of {summary.num_trials} trials)",
@@ -95,15 +98,40 @@ def study_folder(home: Path, base_name: str, resume: bool, state_uri: str | None
             )
     with _locked(root / name):
         folder = StudyFolder(name, root / name, exists=resume)
-        if mirror and resume and not folder.journal.exists():
-            mirror.fetch(folder.journal)
-            _logger.warning("study %s: journal restored from %s", name, state_uri)
+        if mirror and resume:
+            newest = _newest(folder.journal, mirror)
+            if not folder.journal.exists() or len(newest) > folder.journal.stat().st_size:
+                partial = folder.journal.with_suffix(".part")
+                partial.write_bytes(newest)
+                partial.replace(folder.journal)
+                _logger.warning("study %s: journal restored from %s", name, state_uri)
         stop = mirror.follow(folder.journal) if mirror else None
         try:
             yield folder
         finally:
             if stop is not None:
                 stop()
+
+
+def _newest(journal: Path, mirror: _Mirror | None) -> bytes:
+    """The study's journal as far as it is known: here, or, where another machine has gone on with it, at the state URI.
+
+    Raises:
+        StudyError: it went on in two places.
+    """
+    here = _whole_lines(journal.read_bytes()) if journal.exists() else b""
+    there = mirror.read(journal.parent.name) if mirror and mirror.has(journal.parent.name) else b""
+    if not here.startswith(there) and not there.startswith(here):
+        raise StudyError(
+            f"study {journal.parent.name!r} must have gone on in one place",
+            got=f"different trials in {journal} and at the state URI",
+            next_step="move away the one that is not wanted, or use another --study",
+        )
+    return max(here, there, key=len)
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _has_journal(folder: Path, mirror: _Mirror | None) -> bool:
@@ -126,7 +154,9 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StudyError(f"study {folder.name!r} is run by another process", got=_holder(file), next_step="wait for it, or use --study NAME") from error
+            raise StudyError(
+                f"study {folder.name!r} is run by another process", got=_holder(file), next_step="wait for it, or use --study NAME"
+            ) from error
         file.seek(0)
         file.truncate()
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
@@ -165,16 +195,12 @@ class _Mirror:
     def has(self, study: str) -> bool:
         return bool(self._files.exists(self._path(study)))
 
-    def fetch(self, journal: Path) -> None:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        partial = journal.with_suffix(".part")
-        partial.write_bytes(self._files.cat_file(self._path(journal.parent.name)))
-        partial.replace(journal)
+    def read(self, study: str) -> bytes:
+        return bytes(self._files.cat_file(self._path(study)))
 
     def copy(self, journal: Path) -> None:
         """Whole lines only, and never a half-written file under the final name."""
-        content = journal.read_bytes()
-        content = content[: content.rfind(b"\n") + 1]
+        content = _whole_lines(journal.read_bytes())
         target = self._path(journal.parent.name)
         self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
         partial = f"{target}.{uuid.uuid4().hex[:8]}"

@@ -205,5 +205,3 @@ def booster_from(payload: bytes) -> xgboost.Booster:
     booster = xgboost.Booster()
     booster.load_model(bytearray(payload))
     return booster
-
-

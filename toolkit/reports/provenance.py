@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 
 from toolkit.core.result import SweepResult
+from toolkit.core.secrets import without_secrets
 
 
 def facts(result: SweepResult) -> list[tuple[str, list[tuple[str, str, bool]]]]:
@@ -66,10 +66,3 @@ def _mlflow_ui(result: SweepResult) -> str:
     if uri.startswith("databricks"):
         return f"{result.mlflow_experiment} in the workspace"
     return uri if uri.startswith("http") else shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
-
-
-def without_secrets(uri: str) -> str:
-    """The address without the password and the query (signatures of storage accounts): reports are forwarded."""
-    uri = re.sub(r"^(https?://)[^/@\s]*@", r"\1***@", uri)
-    uri = re.sub(r"(?<=://)([^/@\s:]*):[^/@\s]*@", r"\1:***@", uri)  # elsewhere the user may be a container: abfss://data@account
-    return re.sub(r"(?<=[^?]\?)[^\s]*=.*$", "***", uri)
