@@ -75,7 +75,7 @@ def experiment(num_trials: int, long_fits: bool) -> Experiment:
 
 
 def split_of(chosen: Experiment) -> SplitData:
-    from toolkit.engines.sklearn_evaluation import split
+    from toolkit.engines.sklearn_splits import split
     from toolkit.engines.tables import load_data
 
     settings = Settings.read()

@@ -18,3 +18,10 @@ def wine_folder() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A fault with the argument `repetition` runs once, and again under the mark `repeat`, to catch the rare failure (`task test:faults`)."""
+    if "repetition" in metafunc.fixturenames:
+        times = range(int(os.environ.get("TOOLKIT_FAULT_REPEATS", "10")))
+        metafunc.parametrize("repetition", [pytest.param(number, marks=[pytest.mark.repeat] if number else []) for number in times])

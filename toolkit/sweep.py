@@ -6,23 +6,22 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from toolkit.core.errors import StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
-from toolkit.core.experiment import Experiment, XGBoost
+from toolkit.core.experiment import Experiment, XGBoost, check_fingerprint
 from toolkit.core.experiment import Protocol as SweepProtocol
 from toolkit.core.search import Runner, Search, last_line
-from toolkit.core.study import Listener, TrialRecord, TrialState, best_record, pareto_front
+from toolkit.core.study import TrialRecord, TrialState, best_record, pareto_front
 from toolkit.settings import Settings
+from toolkit.sweep_control import Interrupts, Progress, Unwatched, interrupts
 from toolkit.sweep_outputs import publish
 
 if TYPE_CHECKING:
@@ -37,23 +36,6 @@ if TYPE_CHECKING:
 ClusterName = Literal["auto", "inprocess", "local"]
 
 _logger = logging.getLogger("toolkit")
-
-
-class Progress(Listener, Protocol):
-    """Who watches: `toolkit.cli.progress.Progress`, or anything like it."""
-
-    def phase(self, text: str) -> None: ...
-
-    def begin(
-        self,
-        *,
-        num_trials: int,
-        num_already_done: int,
-        num_slots: int,
-        metric: str,
-        direction: Literal["maximize", "minimize"],
-        best: float | None = None,
-    ) -> None: ...
 
 
 def sweep(
@@ -83,11 +65,11 @@ def sweep(
         UserError: whatever the user can act on; nothing is written then unless trials had already run.
         SweepInterrupted: Ctrl-C or SIGTERM; what was finished is kept.
     """
-    run = _Run(experiment, protocol, cluster, settings or Settings.read(), progress or _Unwatched())
+    run = _Run(experiment, protocol, cluster, settings or Settings.read(), progress or Unwatched())
     with ExitStack() as stack:
-        interrupts = stack.enter_context(_interrupts())
+        handler = stack.enter_context(interrupts())
         try:
-            return run.execute(stack, interrupts, resume, study, data, tracking_uri, report)
+            return run.execute(stack, handler, resume, study, data, tracking_uri, report)
         except KeyboardInterrupt:
             raise SweepInterrupted(run.how_to_resume()) from None
 
@@ -119,7 +101,7 @@ class _Run:
     def execute(
         self,
         stack: ExitStack,
-        interrupts: _Interrupts,
+        interrupts: Interrupts,
         resume: bool,
         study_name: str | None,
         data: Path | None,
@@ -140,11 +122,12 @@ class _Run:
         # Ray takes seconds to start, most of it in other processes: this one meanwhile imports, opens the study, and splits.
         connection = self._start_ray(stack)
         study = self.study = self._open_study(folder.name, folder.journal, fingerprint, resume)
+        # All that the experiment or its data can be refused for comes before MLflow has a run of it.
+        split = self._split(loaded)
         uri = tracking_uri or self.settings.tracking_uri
         tracker = self.tracker = self._start_tracking(stack, folder.name, uri, loaded)
         if not self._is_embedded(uri):
             tracker.connect()
-        split = self._split(loaded)
         runner = self._runner(connection, split)
 
         if not study.attributes:
@@ -165,6 +148,7 @@ class _Run:
 
         best, front = self._winners(study.records())
         final, evaluation = self._fit_winner(best, split, loaded)
+        tracker.connect()
         result = self._result(search, runner, loaded, split, (best, front), evaluation, report)
         self.progress.phase("writing the report")
         result = publish(result, final, split, study, tracker, folder.path)
@@ -193,7 +177,7 @@ class _Run:
         study = OptunaStudy(name, self.experiment, Journal(journal_path))
         self.study_id = str(study.attributes.get("study_id") or uuid.uuid4())
         if resume:
-            _check_fingerprint(name, study.attributes.get("fingerprint", {}), fingerprint)
+            check_fingerprint(name, study.attributes.get("fingerprint", {}), fingerprint)
             num_finished = sum(record.state.is_finished for record in study.records())
             if study.attributes.get("finished_unix_s") and num_finished >= self.experiment.sweep.num_trials:
                 raise StudyError(
@@ -211,8 +195,12 @@ class _Run:
     def _start_ray(self, stack: ExitStack) -> RayConnection | None:
         if self.cluster == "inprocess":
             return None
+        from toolkit.core.machine import cpu_count
+        from toolkit.engines import build
         from toolkit.engines.ray_cluster import RayConnection
 
+        if self.settings.ray_address is None:
+            build.slots(self.experiment, cpu_count(), num_gpus=None)
         self.progress.phase("starting Ray")
         connection = RayConnection(self.settings.ray_address, self.experiment.cluster.dashboard)
         stack.callback(connection.stop)
@@ -252,7 +240,7 @@ class _Run:
         return tracker
 
     def _split(self, loaded: LoadedData) -> SplitData:
-        from toolkit.engines.sklearn_evaluation import split
+        from toolkit.engines.sklearn_splits import split
 
         return split(loaded, self.experiment.split, self.protocol)
 
@@ -277,7 +265,7 @@ class _Run:
 
     # --- the search -------------------------------------------------------------------------------------------------------------
 
-    def _search(self, runner: Runner, interrupts: _Interrupts) -> Search:
+    def _search(self, runner: Runner, interrupts: Interrupts) -> Search:
         assert self.study is not None and self.tracker is not None
         records = self.study.records()
         metric = self.experiment.metrics[0]
@@ -415,62 +403,3 @@ class _Run:
 
     def _report_path(self, study: str) -> Path:
         return self.settings.home / "reports" / f"{study}.html"
-
-
-class _Interrupts:
-    """Ctrl-C and SIGTERM: during a search the first one asks it to stop; elsewhere, and the second time, KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self._search: Search | None = None
-
-    @contextmanager
-    def stopping(self, search: Search) -> Iterator[None]:
-        self._search = search
-        try:
-            yield
-        finally:
-            self._search = None
-
-    def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._search is None or self._search.stopping is not None:
-            raise KeyboardInterrupt
-        self._search.request_stop("interrupt")
-        _logger.warning("stopping: running trials are put back; once more to stop at once")
-
-
-@contextmanager
-def _interrupts() -> Iterator[_Interrupts]:
-    interrupts = _Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {each: signal.signal(each, interrupts.handle) for each in signals}
-    try:
-        yield interrupts
-    finally:
-        for each in signals:
-            signal.signal(each, previous[each])
-
-
-class _Unwatched:
-    """No progress shown: `sweep` called without one."""
-
-    def phase(self, text: str) -> None: ...
-    def begin(self, **figures: Any) -> None: ...
-    def trial_started(self, proposal: Any, started_unix_s: float) -> None: ...
-    def trial_ended(self, record: TrialRecord) -> None: ...
-    def trial_requeued(self, number: int) -> None: ...
-
-
-def _check_fingerprint(study: str, was: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on with another search under the same name, and say what differs."""
-    different = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
-    if different:
-        shown = ", ".join(f"{name} was {was.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in different[:3])
-        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        raise StudyError(
-            f"study {study!r} was begun with another experiment",
-            got=shown + more,
-            next_step="undo that, or begin another with --study NAME",
-        )

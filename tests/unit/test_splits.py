@@ -16,7 +16,7 @@ from experiments.wine_quality import experiment
 from toolkit.core.data import DataContext, DataSource, LoadedData, Part
 from toolkit.core.errors import DataError, ExperimentError
 from toolkit.core.experiment import Split, Task
-from toolkit.engines.sklearn_evaluation import split
+from toolkit.engines.sklearn_splits import split
 from toolkit.engines.tables import load_data
 
 

@@ -14,7 +14,8 @@ from experiments.wine_quality import WINE, experiment, load_wine, wine_like_samp
 from toolkit.core.data import DataContext, LoadedData
 from toolkit.core.errors import DataError
 from toolkit.core.space import Float
-from toolkit.engines.sklearn_evaluation import evaluate, split
+from toolkit.engines.sklearn_evaluation import evaluate
+from toolkit.engines.sklearn_splits import split
 from toolkit.engines.tables import load_data
 
 MEASUREMENTS = (

@@ -99,7 +99,7 @@ def show_warnings() -> None:
     """The toolkit's own warnings go to standard error, once each; what MLflow says of its own doings on success does not."""
     for name, level in (("mlflow.store.db.utils", logging.WARNING), ("mlflow.utils.environment", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
-    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
+    logging.getLogger("alembic.runtime").setLevel(logging.WARNING)
     logger = logging.getLogger("toolkit")
     if not any(isinstance(handler, _Plain) for handler in logger.handlers):
         logger.addHandler(_Plain(level=logging.WARNING))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from toolkit.core.errors import ExperimentError, nearest
+from toolkit.core.errors import ExperimentError, StudyError, nearest
 from toolkit.core.space import check_point, check_space, leaves
 
 FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -344,3 +344,20 @@ def source_id(function: Callable[..., Any]) -> str:
         text = repr(getattr(function, "__code__", function))
     name = getattr(function, "__qualname__", type(function).__name__)
     return f"{name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def check_fingerprint(study: str, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with another search under the same name, and say what differs.
+
+    Raises:
+        StudyError: something of `was` is not so any more.
+    """
+    different = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    if different:
+        shown = ", ".join(f"{name} was {was.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in different[:3])
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise StudyError(
+            f"study {study!r} was begun with another experiment",
+            got=shown + more,
+            next_step="undo that, or begin another with --study NAME",
+        )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core.data import Part, SplitData, TrialData
+from toolkit.core.data import SplitData, TrialData
 from toolkit.core.study import Proposal, TrialResult
 
 Report = Callable[[int, "FitResult"], bool]
@@ -135,7 +135,23 @@ def _memory_limit(memory_gib: float | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def merge_folds(folds: Sequence[FitResult], metric_names: Sequence[str]) -> FitResult:
+def fit_folds(
+    fit_fold: Callable[[int, Report | None], FitResult], num_folds: int, metric_names: Sequence[str], report: Report
+) -> FitResult:
+    """A trial over all its folds: reports rounds when there is one fold, else the mean after each fold."""
+    if num_folds == 1:
+        return fit_fold(0, report)
+    folds: list[FitResult] = []
+    for number in range(num_folds):
+        folds.append(fit_fold(number, None))
+        merged = _merge_folds(folds, metric_names)
+        if report(number + 1, merged) and number + 1 < num_folds:
+            merged.stopped = True
+            break
+    return merged
+
+
+def _merge_folds(folds: Sequence[FitResult], metric_names: Sequence[str]) -> FitResult:
     """Cross-validated figures: the mean over folds; `history` has one point a fold, the best iteration is the folds' mean."""
     names = {name for fold in folds for name in fold.metrics}
     rounds = [fold.best_iteration for fold in folds if fold.best_iteration is not None]
@@ -146,8 +162,3 @@ def merge_folds(folds: Sequence[FitResult], metric_names: Sequence[str]) -> FitR
         history={name: [(i + 1, fold.metrics[name]) for i, fold in enumerate(folds)] for name in metric_names},
         best_iteration=round(float(np.mean(rounds))) if rounds else None,
     )
-
-
-def validation_parts(data: TrialData) -> Iterator[tuple[Part, Part]]:
-    for number in range(len(data.folds)):
-        yield data.fold(number)

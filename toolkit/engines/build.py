@@ -51,20 +51,21 @@ def ray_runner(experiment: Experiment, protocol: Protocol, data: TrialData, num_
     return RayRunner(make_trainer(experiment, protocol), data, experiment.sweep, num_slots, user_modules(experiment))
 
 
-def slots(experiment: Experiment, num_cpus: float, num_gpus: float) -> int:
-    """How many trials fit at once.
+def slots(experiment: Experiment, num_cpus: float, num_gpus: float | None) -> int:
+    """How many trials fit at once. `num_gpus`: None while it is not known.
 
     Raises:
         ClusterError: not even one does.
     """
     sweep = experiment.sweep
     fit = int(num_cpus // sweep.cpus_per_trial)
-    if sweep.gpus_per_trial:
+    if sweep.gpus_per_trial and num_gpus is not None:
         fit = min(fit, int(num_gpus // sweep.gpus_per_trial))
     if fit < 1:
+        there = f"{num_cpus:g} CPUs" + ("" if num_gpus is None else f" and {num_gpus:g} GPUs")
         raise ClusterError(
             "a trial must fit on the cluster",
-            got=f"{sweep.cpus_per_trial:g} CPUs and {sweep.gpus_per_trial:g} GPUs a trial, {num_cpus:g} CPUs and {num_gpus:g} GPUs in all",
+            got=f"{sweep.cpus_per_trial:g} CPUs and {sweep.gpus_per_trial:g} GPUs a trial, {there} in all",
             next_step="lower sweep.cpus_per_trial or sweep.gpus_per_trial",
         )
     return fit

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from toolkit.core.data import Part, SplitData, TrialData
 from toolkit.core.errors import ExperimentError
 from toolkit.core.experiment import Custom, Metric
-from toolkit.core.trial import FinalModel, FitResult, Report, merge_folds
+from toolkit.core.trial import FinalModel, FitResult, Report, fit_folds
 
 
 class TrialStopped(BaseException):
@@ -25,16 +25,8 @@ class CustomTrainer:
     metrics: tuple[Metric, ...]
 
     def fit(self, params: Mapping[str, Any], data: TrialData, num_threads: int, report: Report) -> FitResult:
-        if len(data.folds) == 1:
-            return self._fit_fold(params, data, 0, report)
-        folds: list[FitResult] = []
-        for number in range(len(data.folds)):
-            folds.append(self._fit_fold(params, data, number, report=None))
-            merged = merge_folds(folds, [metric.name for metric in self.metrics])
-            if report(number + 1, merged):
-                merged.stopped = number + 1 < len(data.folds)
-                break
-        return merged
+        names = [metric.name for metric in self.metrics]
+        return fit_folds(lambda number, each: self._fit_fold(params, data, number, each), len(data.folds), names, report)
 
     def _fit_fold(self, params: Mapping[str, Any], data: TrialData, number: int, report: Report | None) -> FitResult:
         so_far = FitResult()

@@ -10,9 +10,10 @@ the state of Ray Tune's own ASHA does not (docs/decisions/0002).
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ _STATES = {
     OptunaState.RUNNING: TrialState.RUNNING,
     OptunaState.WAITING: TrialState.WAITING,
 }
+# What a sampler imports only once it has trials to learn from.
+_LIBRARIES = {"CmaEsSampler": "cmaes", "GPSampler": "torch"}
 # Samplers whose draws depend on nothing but their seed and the study: a fresh one a trial, seeded by the trial's number, gives the
-# same trials
-# after a resume as without. The others (quasi-random sequences, CMA-ES) need one seed for the whole study.
+# same trials after a resume as without. The others (quasi-random sequences, CMA-ES) need one seed for the whole study.
 _SEEDED_BY_TRIAL = ("TPESampler", "RandomSampler")
 
 
@@ -240,7 +242,7 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
     )
 
 
-def _sampler_factory(experiment: Experiment) -> tuple[str, Any]:
+def _sampler_factory(experiment: Experiment) -> tuple[str, Callable[[int], optuna.samplers.BaseSampler]]:
     """The class's name and a function of a seed.
 
     Raises:
@@ -251,6 +253,9 @@ def _sampler_factory(experiment: Experiment) -> tuple[str, Any]:
     known = [each for each in optuna.samplers.__all__ if each.endswith("Sampler") and not each.startswith(("Base", "PartialFixed"))]
     if name not in known:
         raise ExperimentError("sweep.sampler.name: unknown", got=repr(config.name), next_step=nearest(name, ["tpe", "random", *known]))
+    library = _LIBRARIES.get(name)
+    if library and importlib.util.find_spec(library) is None:
+        raise ExperimentError(f"sweep.sampler.name: {name} needs {library}", got="none", next_step=f"install {library}")
     options = dict(config.options)
     if name == "TPESampler":
         branches = isinstance(experiment.space, Mapping) and any(isinstance(value, Branch) for _, value in leaves(experiment.space))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 # Both are read when ray is imported. Ray would otherwise replay `uv run` in every worker (ray issue 54344), and report usage over the
 # network.
@@ -29,6 +31,7 @@ from toolkit.engines.ray_patches import only_needed_services
 _OBJECT_STORE_SHARE = 0.3
 _OBJECT_STORE_MAX_BYTES = 4 * 2**30
 _OBJECT_STORE_MIN_BYTES = 80 * 2**20
+_ANSWER_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class RayConnection:
         try:
             if not found_running:
                 # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes (macOS: 103), of which Ray takes 66: TMPDIR may be too long.
-                temp_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp") if self._address is None else None
+                temp_dir = _make_temp_dir() if self._address is None else None
                 self._init(temp_dir)
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             self._cluster = RayCluster(
@@ -107,6 +110,7 @@ class RayConnection:
 
     def _init(self, temp_dir: str | None) -> None:
         if self._address is not None:
+            _check_answers(self._address)
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
             return
         with nullcontext() if self._dashboard else only_needed_services():
@@ -119,6 +123,32 @@ class RayConnection:
                 logging_level=logging.ERROR,
                 _temp_dir=temp_dir,
             )
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would look for a cluster that is not there for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_TIMEOUT_S).close()
+
+
+def _make_temp_dir() -> str:
+    """A folder named for this process; those of processes that were killed are removed on the way."""
+    for old in Path("/tmp").glob("ray-[0-9]*-*"):
+        pid = old.name.split("-")[1]
+        if pid.isdecimal() and old.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _object_store_bytes() -> int:

@@ -60,7 +60,7 @@ class RayRunner:
 
     def run(self, search: Search) -> None:
         for module in self.user_modules:
-            cloudpickle.register_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
         adapter = _Adapter(search, stepped=self.sweep.scheduler is not None)
         shared = Shared(self.make_trainer, self.sweep, ray.put(self.data))
         with tempfile.TemporaryDirectory(prefix="tune-") as folder:
@@ -108,7 +108,7 @@ class _Adapter:
         self.stepped = stepped
         self.numbers: dict[str, int] = {}
         self.num_retries: dict[int, int] = {}
-        self.actors: dict[str, ray.actor.ActorHandle] = {}
+        self.actors: dict[str, Any] = {}
         """Of running trials."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Adapter:
@@ -159,7 +159,7 @@ class _StudyScheduler(FIFOScheduler):
     """Who stops early: the study (see `engines/optuna_study.py` for why not Tune's own ASHA)."""
 
     def __init__(self, adapter: _Adapter) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._adapter = adapter
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -225,5 +225,5 @@ class _Silent(tune.ProgressReporter):
     def should_report(self, trials: list[Trial], done: bool = False) -> bool:
         return False
 
-    def report(self, trials: list[Trial], done: bool, *sys_info: dict[str, Any]) -> None:
+    def report(self, trials: list[Trial], done: bool, *sys_info: str) -> None:
         raise AssertionError("never asked to")

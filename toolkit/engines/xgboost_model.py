@@ -16,7 +16,7 @@ import xgboost
 from toolkit.core.data import Part, SplitData, TrialData
 from toolkit.core.experiment import Metric, XGBoost
 from toolkit.core.space import flatten
-from toolkit.core.trial import FinalModel, FitResult, Report, merge_folds
+from toolkit.core.trial import FinalModel, FitResult, Report, fit_folds
 
 # Their matrix must be the plain one: `QuantileDMatrix` holds bins only, which `exact` and `approx` cannot use.
 _NEEDS_RAW_VALUES = ("exact", "approx")
@@ -37,16 +37,8 @@ class XGBoostTrainer:
     keep_trial_model: bool = False
 
     def fit(self, params: Mapping[str, Any], data: TrialData, num_threads: int, report: Report) -> FitResult:
-        if len(data.folds) == 1:
-            return self._fit_fold(params, data, 0, num_threads, report)[0]
-        folds: list[FitResult] = []
-        for number in range(len(data.folds)):
-            folds.append(self._fit_fold(params, data, number, num_threads, report=None)[0])
-            merged = merge_folds(folds, [metric.name for metric in self.metrics])
-            if report(number + 1, merged):
-                merged.stopped = number + 1 < len(data.folds)
-                break
-        return merged
+        names = [metric.name for metric in self.metrics]
+        return fit_folds(lambda number, each: self._fit_fold(params, data, number, num_threads, each)[0], len(data.folds), names, report)
 
     def fit_final(self, params: Mapping[str, Any], data: SplitData, num_threads: int, best_iteration: int | None) -> FinalModel:
         labels: list[npt.NDArray[np.float32]] = []
