@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import ray
 
+from tests.commands import Workplace, workplace, write_experiment
 from tests.contracts import SPACE, Lab, MakeRunner, RunnerContract, Watcher, an_experiment, at_the_gate, lab, reference, some_data
 from toolkit.core.data import Part
 from toolkit.core.experiment import Asha, Dataset, Experiment, Metric, Sweep, XGBoost
@@ -26,7 +27,7 @@ from toolkit.engines import build
 from toolkit.engines.ray_cluster import RayConnection
 
 pytestmark = pytest.mark.engine
-__all__ = ["lab", "reference"]
+__all__ = ["lab", "reference", "workplace"]
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,15 @@ def test_a_ray_that_runs_already_is_left_running(connection: RayConnection) -> N
     assert second.wait().num_cpus == connection.wait().num_cpus
     second.stop()
     assert ray.is_initialized() and ray.get(ray.remote(lambda: 3).remote()) == 3
+
+
+def test_the_command_uses_the_ray_it_is_told_and_leaves_it_running(connection: RayConnection, workplace: Workplace) -> None:
+    workplace.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    answer = workplace.there("sweep", write_experiment(workplace.folder, "guest", num_trials=3), "--json")
+    assert answer.code == 0 and answer.json["num_completed"] == 3, answer.err
+    assert answer.json["num_slots"] == min(2, connection.wait().num_cpus)
+    workplace.all_gone()
+    assert ray.get(ray.remote(lambda: 3).remote()) == 3
 
 
 def test_a_ray_that_does_not_answer_is_one_line() -> None:

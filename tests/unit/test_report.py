@@ -360,3 +360,10 @@ def test_thinned_curves_keep_their_shape() -> None:
 def test_a_curve_of_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="needs rows of both classes, got 0 positive and 4 negative"):
         roc_points(np.zeros(4), np.arange(4.0))
+
+
+def test_a_notebook_shows_the_headline():
+    shown = samples.sweep_result(study="<script>")._repr_html_()
+    assert "best" in shown and "complete" in shown
+    assert "&lt;script&gt;" in shown and "<script>" not in shown
+    assert "no trial completed" in samples.sweep_result([], evaluation=None)._repr_html_()

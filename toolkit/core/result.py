@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from toolkit.core.data import DataSource
@@ -27,7 +28,6 @@ class SweepResult:
         num_slots: trials that can run at once.
         split_description, feature_names, num_train_rows, …: what the report says of the data.
         num_unsent: tracking entries that still wait in the spool because the MLflow server did not answer.
-        baseline_note: free text for the report, such as the protocol's warning.
     """
 
     experiment: Experiment
@@ -111,6 +111,25 @@ class SweepResult:
             "report_path": self.report_path,
             "data": dataclasses.asdict(self.source),
         }
+
+    def _repr_html_(self) -> str:
+        """The headline, for a notebook; the whole report is at `report_path`."""
+        rows = {
+            "study": f"{self.study} ({self.protocol} protocol)",
+            "best": ", ".join(f"{m.name} {v:.5g}" for m, v in zip(self.experiment.metrics, self.best.values, strict=True))
+            + f" (trial {self.best.number})"
+            if self.best
+            else "no trial completed",
+            "parameters": ", ".join(f"{name}={value}" for name, value in self.best.params.items()) if self.best else "",
+            "test": ", ".join(f"{name} {value:.5g}" for name, value in self.evaluation.metrics.items()) if self.evaluation else "",
+            "trials": ", ".join(f"{self.count(state)} {state}" for state in TrialState if self.count(state)),
+            "time": f"{self.wall_s:.1f} s; search {self.search_s:.1f} s, {self.efficiency:.0%} of it fitting on {self.num_slots} slots",
+            "data": f"{self.source.location} ({self.source.kind}), {self.source.num_rows} rows",
+            "report": self.report_path,
+            "model": self.model_uri,
+        }
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items() if text)
+        return f"<table>{cells}</table>"
 
     def _trial(self, record: TrialRecord) -> dict[str, Any]:
         value: Any = record.values[0] if len(record.values) == 1 else list(record.values)
