@@ -325,8 +325,8 @@ class RunnerContract:
 
     def test_the_users_own_modules_and_closures_travel(self, lab: Lab, tmp_path: Path) -> None:
         (tmp_path / "helper_of_the_user.py").write_text("def doubled(value):\n    return 2 * value\n")
-        (tmp_path / "mine.py").write_text(USER_FILE)
-        ran = lab.run(load_experiment(str(tmp_path / "mine.py")))
+        (tmp_path / "file_of_the_user.py").write_text(USER_FILE)
+        ran = lab.run(load_experiment(str(tmp_path / "file_of_the_user.py")))
         assert [record.values for record in ran.records] == [(2 * record.params["x"] + 4.0,) for record in ran.records], ran.records[
             0
         ].error

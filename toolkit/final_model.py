@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from toolkit.core.errors import UserError
 from toolkit.core.experiment import Experiment, Protocol, XGBoost
 
 if TYPE_CHECKING:
@@ -25,13 +26,27 @@ def fit_and_test(
 
     Honest: refitted on train + validation with `best_iteration + 1` rounds; the threshold comes from validation predictions of the model
     before that. Published: the trial's own model, threshold and figures from the test part.
+
+    Raises:
+        UserError: the user's own functions raised.
+        ExperimentError: their predictions have not the shape or the range that the task needs.
     """
     from toolkit.core.evaluation import Evaluation
     from toolkit.core.machine import cpu_count
     from toolkit.engines import build
     from toolkit.engines.sklearn_evaluation import choose_threshold, evaluate
 
-    final = build.make_trainer(experiment, protocol)().fit_final(params, split, cpu_count(), best_iteration)
+    trainer = build.make_trainer(experiment, protocol)()
+    try:
+        final = trainer.fit_final(params, split, cpu_count(), best_iteration)
+    except Exception as error:
+        if isinstance(experiment.model, XGBoost):
+            raise
+        raise UserError(
+            "the winner's fit and predict must not fail",
+            got=f"{type(error).__name__}: {error}",
+            next_step="correct the experiment's functions, and go on with --resume",
+        ) from error
     task = split.trial.task
     threshold = None
     if task == "binary" and final.validation_label is not None and final.validation_prediction is not None:

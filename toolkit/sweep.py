@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from toolkit.core.errors import StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
 from toolkit.core.experiment import Experiment, XGBoost, check_fingerprint
 from toolkit.core.experiment import Protocol as SweepProtocol
-from toolkit.core.search import Runner, Search, last_line
+from toolkit.core.search import Runner, Search, error_summary
 from toolkit.core.study import TrialRecord, TrialState, best_record, pareto_front
 from toolkit.settings import Settings
 from toolkit.sweep_control import Interrupts, Progress, Unwatched, interrupts
@@ -66,12 +67,12 @@ def sweep(
         SweepInterrupted: Ctrl-C or SIGTERM; what was finished is kept.
     """
     run = _Run(experiment, protocol, cluster, settings or Settings.read(), progress or Unwatched())
-    with ExitStack() as stack:
-        handler = stack.enter_context(interrupts())
-        try:
+    try:
+        with ExitStack() as stack:
+            handler = stack.enter_context(interrupts())
             return run.execute(stack, handler, resume, study, data, tracking_uri, report)
-        except KeyboardInterrupt:
-            raise SweepInterrupted(run.how_to_resume()) from None
+    except KeyboardInterrupt:
+        raise SweepInterrupted(run.how_to_resume()) from None
 
 
 @dataclass
@@ -110,6 +111,7 @@ class _Run:
     ) -> SweepResult:
         from toolkit.engines.study_store import study_folder
 
+        self.is_default_name = study_name is None
         self.progress.phase("reading data")
         loaded = self._load(data)
         fingerprint = {**self.experiment.fingerprint(self.protocol), "data.sha256": loaded.source.sha256}
@@ -191,6 +193,10 @@ class _Run:
         existing = next(each for each in path.absolute().parents if each.exists())
         if path.is_dir() or not existing.is_dir():
             raise UserError("--report must name a file", got=str(path), next_step="for example --report report.html")
+        try:
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            raise UserError("--report must name a file that can be written", got=f"{path}: {error.strerror}") from error
 
     def _start_ray(self, stack: ExitStack) -> RayConnection | None:
         if self.cluster == "inprocess":
@@ -231,10 +237,13 @@ class _Run:
 
         def abandon() -> None:
             # On the good way out it is closed already. On any other the parent must not stay RUNNING.
-            if not self._tracking_ended and tracker.parent_run_id:
-                tracker.finish("KILLED", time.time())
-            if not self._tracking_ended:
-                tracker.close()
+            if self._tracking_ended:
+                return
+            if self.study is None or not self.study.attributes:
+                tracker.withdraw()
+                return
+            tracker.finish("KILLED", time.time())
+            tracker.close()
 
         stack.callback(abandon)
         return tracker
@@ -284,7 +293,8 @@ class _Run:
         threading.Thread(target=self._watch_tracking, args=(search,), name="tracking-watch", daemon=True).start()
         with interrupts.stopping(search):
             runner.run(search)
-        self.clock.search_s = search.last_ended_unix_s - self.clock.search_started_unix_s
+        search.conclude()
+        self.clock.search_s = max(0.0, search.last_ended_unix_s - self.clock.search_started_unix_s)
         return search
 
     def _watch_tracking(self, search: Search) -> None:
@@ -315,8 +325,8 @@ class _Run:
             )
             raise TooManyFailedTrials(
                 rule,
-                got=f"{len(failed)}; the last: {last_line(failed[-1].error)}",
-                next_step="run one with --cluster inprocess to see it fail, or see the trial's run in MLflow",
+                got=f"{len(failed)} failed, the last with {error_summary(failed[-1].error)}",
+                next_step="its traceback is in MLflow; correct the experiment, or raise sweep.max_failed_trials and --resume",
             )
         if search.stopping == "timeout":
             _logger.warning("sweep.timeout_s=%g reached: %s", self.experiment.sweep.timeout_s, self.how_to_resume())
@@ -326,7 +336,10 @@ class _Run:
             return "nothing was begun"
         records = self.study.records()
         num_finished = sum(record.state.is_finished for record in records)
-        return f"{num_finished} of {self.experiment.sweep.num_trials} trials are kept in study {self.study.name!r}; go on with --resume"
+        named = "" if self.is_default_name else f" --study {self.study.name}"
+        return (
+            f"{num_finished} of {self.experiment.sweep.num_trials} trials are kept in study {self.study.name!r}; go on with --resume{named}"
+        )
 
     # --- after the search -------------------------------------------------------------------------------------------------------
 

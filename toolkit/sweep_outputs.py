@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.core.errors import TrackingError
+from toolkit.core.search import error_summary
 from toolkit.core.secrets import without_secrets
 from toolkit.core.study import TrialRecord
 
@@ -104,7 +105,6 @@ def write_trials(path: Path, records: Sequence[TrialRecord], metric_names: Seque
         for record in records:
             values = record.values or ("",) * len(metric_names)
             params = [record.params.get(name, "") for name in names]
-            error = (record.error or "").strip().splitlines()[-1:] or [""]
             writer.writerow(
                 [
                     record.number,
@@ -114,6 +114,6 @@ def write_trials(path: Path, records: Sequence[TrialRecord], metric_names: Seque
                     record.result.best_iteration,
                     record.result.fit_wall_s,
                     record.num_retries,
-                    *error,
+                    error_summary(record.error),
                 ]
             )

@@ -10,7 +10,7 @@ import pytest
 
 from tests.contracts import Watcher, an_experiment, in_steps
 from toolkit.core.experiment import Asha
-from toolkit.core.search import Search, last_line
+from toolkit.core.search import Search, error_summary
 from toolkit.core.study import TrialResult, TrialState
 from toolkit.engines.optuna_study import Journal, OptunaStudy
 
@@ -141,6 +141,38 @@ def test_a_trial_that_never_began_is_put_back_without_a_word(tmp_path: Path) -> 
     assert bench.states == [TrialState.WAITING] and not bench.watcher.requeued and not bench.watcher.started
 
 
-@pytest.mark.parametrize(("error", "line"), [("a\nb: c\n", "b: c"), ("", ""), (None, "")])
-def test_last_line(error: str | None, line: str) -> None:
-    assert last_line(error) == line
+@pytest.mark.parametrize(
+    ("error", "summary"),
+    [
+        (None, ""),
+        ("", ""),
+        ("TrialTimeout: too long", "TrialTimeout: too long"),
+        (
+            'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    f()\nValueError: boom\nsecond line',
+            "ValueError: boom second line",
+        ),
+        ('Traceback (most recent call last):\n  File "a.py", line 1, in f\n    f()\n    ^^^\nMemoryError', "MemoryError"),
+    ],
+)
+def test_error_summary(error: str | None, summary: str) -> None:
+    assert error_summary(error) == summary
+
+
+def test_a_search_with_all_its_trials_was_not_stopped(tmp_path: Path) -> None:
+    """The deadline passes while the winner is fitted."""
+    bench = a_bench(tmp_path, num_trials=1, timeout_s=10.0)
+    bench.search.ended(done(bench.begin()))
+    bench.search.conclude()
+    bench.now_s += 60
+    assert bench.search.stopping is None
+    bench.search.request_stop("interrupt")
+    assert bench.search.stopping is None
+
+
+def test_a_search_without_all_its_trials_stays_stopped(tmp_path: Path) -> None:
+    bench = a_bench(tmp_path, num_trials=2, timeout_s=10.0)
+    bench.search.ended(done(bench.begin()))
+    bench.now_s += 60
+    assert bench.search.stopping == "timeout"
+    bench.search.conclude()
+    assert bench.search.stopping == "timeout"

@@ -311,6 +311,7 @@ class Experiment:
             "split": self.split,
             "sampler": self.sweep.sampler,
             "scheduler": self.sweep.scheduler,
+            "report_every": self.sweep.report_every if self.sweep.scheduler else None,
             "seed": self.sweep.seed,
             "dataset": {"label": self.dataset.label, "not_features": sorted(self.dataset.not_features)},
         }
@@ -341,7 +342,8 @@ def source_id(function: Callable[..., Any]) -> str:
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):
-        text = repr(getattr(function, "__code__", function))
+        code = getattr(function, "__code__", None)
+        text = repr((code.co_code, code.co_names, code.co_varnames)) if code else repr(type(function))
     name = getattr(function, "__qualname__", type(function).__name__)
     return f"{name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

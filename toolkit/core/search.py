@@ -43,6 +43,7 @@ class Search:
         self._started_unix_s: dict[int, float] = {}
         self._pruned: set[int] = set()
         self._stop_reason: StopReason | None = None
+        self._is_concluded = False
         self._deadline_unix_s = clock() + sweep.timeout_s if sweep.timeout_s else None
         self.num_failed = sum(record.state is TrialState.FAILED for record in study.records())
         self.ended_records: list[TrialRecord] = []
@@ -57,7 +58,8 @@ class Search:
 
     def request_stop(self, reason: StopReason) -> None:
         """Safe to call from a signal handler or another thread. The first reason stays."""
-        self._stop_reason = self._stop_reason or reason
+        if not self._is_concluded:
+            self._stop_reason = self._stop_reason or reason
 
     def next_proposal(self) -> Proposal | None:
         """What to run next; None when there is nothing left or the search is stopping."""
@@ -98,7 +100,7 @@ class Search:
         self.last_ended_unix_s = self._clock()
         if record.state is TrialState.FAILED:
             self.num_failed += 1
-            _logger.warning("trial %d failed: %s", record.number, last_line(record.error))
+            _logger.warning("trial %d failed: %s", record.number, error_summary(record.error))
             if self.num_failed > self._sweep.failure_limit:
                 self.request_stop("failures")
         for listener in self._listeners:
@@ -117,6 +119,14 @@ class Search:
             return []
         now = self._clock()
         return [number for number, started in self._started_unix_s.items() if now - started > limit_s]
+
+    def conclude(self) -> None:
+        """The runner has returned: nothing can stop the search any more, and one that has all its trials was not stopped."""
+        self._deadline_unix_s = None
+        num_finished = sum(record.state.is_finished for record in self._study.records())
+        if num_finished >= self._sweep.num_trials and self._stop_reason in ("timeout", "interrupt"):
+            self._stop_reason = None
+        self._is_concluded = True
 
     def requeue_running(self) -> None:
         """Put back whatever was handed out and has not ended; for the end of a search that stops early."""
@@ -148,7 +158,9 @@ class Runner(Protocol):
     def run(self, search: Search) -> None: ...
 
 
-def last_line(error: str | None) -> str:
-    """The line of a traceback that says what happened."""
+def error_summary(error: str | None) -> str:
+    """What a traceback says happened, on one line: the exception's type and its whole message."""
     lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else ""
+    last_frame = max((number for number, line in enumerate(lines) if line.startswith('  File "')), default=-1)
+    message = [number for number, line in enumerate(lines) if number > last_frame and not line.startswith(" ")]
+    return " ".join(" ".join(lines[message[0] :]).split()) if message else ""

@@ -151,7 +151,7 @@ def check_space(space: Space) -> None:
             raise ExperimentError(
                 f"space: parameter {name!r} is defined twice, differently",
                 got=f"{seen[name]} and {value}",
-                next_step="give the two different names",
+                next_step="give the two different names, or draw them in a function of the trial (define by run)",
             )
         seen[name] = value
         has_distribution = has_distribution or isinstance(value, Distribution)

@@ -81,6 +81,7 @@ class MlflowTracker:
         self._in_flight: Entry | None = None
         self._changed = threading.Condition()
         self._is_closing = False
+        self._is_withdrawn = False
         self._deadline = math.inf
         self._is_embedded = False
         self._imported = threading.Event()
@@ -124,6 +125,8 @@ class MlflowTracker:
             self.tracking_uri = without_secrets(uri)
             self._is_embedded = uri.startswith("sqlite:")
             self._imported.set()
+            if self._is_withdrawn:
+                return
             self._store = mlflow_store.MlflowStore(uri)
             self._runs = mlflow_runs.StudyRuns(
                 self._store, experiment_name=self.experiment_name, run_name=self._run_name, study=self._study, tags=self._tags
@@ -269,6 +272,15 @@ class MlflowTracker:
             logger.warning("%d entries are not in MLflow yet: they wait in %s; --resume sends them", unsent, self._spool.path)
         return unsent
 
+    def withdraw(self, timeout_s: float = 10.0) -> None:
+        """Nothing was begun: the parent run, if it was made already, is deleted. Instead of `close`, and only for a new study."""
+        with self._changed:
+            self._is_withdrawn = self._is_closing = True
+            self._deadline = time.monotonic() + timeout_s
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
     # --- the background thread --------------------------------------------------------------------------------------------------
 
     def _put(self, entry: Entry) -> None:
@@ -281,6 +293,17 @@ class MlflowTracker:
         runs = self._runs
         if runs is None:
             return
+        from toolkit.engines.mlflow_store import Refused, Unanswered
+
+        self._send_all(runs)
+        if self._is_withdrawn:
+            assert self._store is not None
+            try:
+                self._store.delete_run(runs.parent_id)
+            except (Refused, Unanswered) as error:
+                logger.warning("MLflow keeps an empty run of this study, %s: %s", runs.parent_id, error)
+
+    def _send_all(self, runs: StudyRuns) -> None:
         from toolkit.engines.mlflow_store import Refused, Unanswered
 
         pause_s = FIRST_RETRY_S

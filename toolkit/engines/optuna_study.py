@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,9 @@ class OptunaStudy:
         self._make_sampler = _sampler_factory(experiment)
         self._sampler_of_study: optuna.samplers.BaseSampler | None = None
         self._running: dict[int, optuna.Trial] = {}
-        if self._is_new:
-            for number, point in enumerate(experiment.points_to_evaluate[: experiment.sweep.num_trials]):
+        num_queued = sum("fixed_params" in trial.system_attrs for trial in self._study.get_trials(deepcopy=False))
+        for number, point in enumerate(experiment.points_to_evaluate[: experiment.sweep.num_trials]):
+            if number >= num_queued:
                 self._study.enqueue_trial(check_point(experiment.space, point, f"points_to_evaluate[{number}]"))
 
     @property
@@ -266,7 +268,9 @@ def _sampler_factory(experiment: Experiment) -> tuple[str, Callable[[int], optun
 
     def make(seed: int) -> optuna.samplers.BaseSampler:
         try:
-            made: optuna.samplers.BaseSampler = getattr(optuna.samplers, name)(**options, seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                made: optuna.samplers.BaseSampler = getattr(optuna.samplers, name)(**options, seed=seed)
         except (TypeError, ValueError, ImportError) as error:
             raise ExperimentError(f"sweep.sampler.options: {name} refuses them", got=str(error).splitlines()[0]) from error
         return made

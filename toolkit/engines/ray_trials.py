@@ -10,6 +10,7 @@ that hangs is ended from the controller's own step, by killing its process.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class RayRunner:
     def run(self, search: Search) -> None:
         for module in self.user_modules:
             cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+        # What Tune calls errors are our results: a trial ended for taking too long, a search ended early.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         adapter = _Adapter(search, stepped=self.sweep.scheduler is not None)
         shared = Shared(self.make_trainer, self.sweep, ray.put(self.data))
         with tempfile.TemporaryDirectory(prefix="tune-") as folder:

@@ -223,7 +223,8 @@ class _Mirror:
                 _logger.warning("the journal could not be copied to the state URI: %s", error)
 
         def work() -> None:
-            while not ended.wait(MIRROR_EVERY_S):
+            # The first copy as soon as there is something: a disk may be lost within 30 s too.
+            while not ended.wait(MIRROR_EVERY_S if copied[0] >= 0 else 1.0):
                 copy()
 
         thread = threading.Thread(target=work, name="journal-mirror", daemon=True)

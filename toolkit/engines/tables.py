@@ -24,6 +24,7 @@ from toolkit.core.data import DataContext, Loaded, LoadedData
 from toolkit.core.encoding import encode, refuse_names, repeated
 from toolkit.core.errors import DataError, UserError
 from toolkit.core.experiment import Dataset, Experiment
+from toolkit.core.recipes import FILE_MODULE
 
 DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 TABLE_NAME = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
@@ -222,7 +223,8 @@ def _fetch(load: str | Path | Callable[..., Any], context: DataContext, field: s
     if callable(load):
         result = _call(load, context, field)
         if not isinstance(result, Loaded):
-            result = Loaded(result, "function", f"{load.__module__}:{getattr(load, '__qualname__', type(load).__name__)}")
+            name = getattr(load, "__qualname__", type(load).__name__)
+            result = Loaded(result, "function", f"{load.__module__.removeprefix(FILE_MODULE)}:{name}")
     else:
         path = context.data or load
         is_table = not Path(path).expanduser().exists() and TABLE_NAME.fullmatch(str(path))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xgboost
 
-from toolkit.core.data import Part, SplitData, TrialData
+from toolkit.core.data import Part, SplitData, TrialData, take
 from toolkit.core.experiment import Metric, XGBoost
 from toolkit.core.space import flatten
 from toolkit.core.trial import FinalModel, FitResult, Report, fit_folds
@@ -56,6 +56,9 @@ class XGBoostTrainer:
         if not self.keep_trial_model:
             num_rounds = (best_iteration if best_iteration is not None else self.model.num_boost_round - 1) + 1
             everything = data.trial.rows
+            if everything.group is not None:
+                # Each part is sorted by group, the whole is not; XGBoost wants the queries of a ranking in order.
+                everything = take(everything, np.argsort(everything.group, kind="stable"))
             matrix, _ = self._build(self._booster_params(params, data.trial, num_threads), everything, None, data.trial, num_threads)
             booster = xgboost.train(
                 self._booster_params(params, data.trial, num_threads), matrix, num_boost_round=num_rounds, verbose_eval=False

@@ -73,7 +73,9 @@ def _environment() -> Environment:
 def _protocol_sentence(result: SweepResult) -> str:
     if result.protocol == "published":
         return "Does what the source notebooks did, to reproduce their figures: trials stop early on, and are selected by, the test part."
-    return "Early stopping, selection and the threshold saw validation rows only; the test part was touched once, at the end."
+    has_threshold = result.evaluation is not None and result.evaluation.threshold is not None
+    what = "Early stopping, selection and the threshold" if has_threshold else "Early stopping and selection"
+    return f"{what} saw validation rows only; the test part was touched once, at the end."
 
 
 def _alarms(result: SweepResult) -> list[tuple[str, str, str]]:
