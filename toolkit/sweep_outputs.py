@@ -47,6 +47,8 @@ def publish(
     report_path.write_text(report(result), encoding="utf-8")
     trials_path = folder / "trials.csv"
     write_trials(trials_path, result.records, [metric.name for metric in result.experiment.metrics])
+    configuration_path = folder / "configuration.json"
+    configuration_path.write_text(json.dumps(result.experiment.fingerprint(result.protocol), indent=1), encoding="utf-8")
     summary_path = folder / "sweep.json"
     summary_path.write_text(json.dumps(result.as_json(), indent=1, default=str), encoding="utf-8")
 
@@ -70,7 +72,7 @@ def publish(
             "efficiency": result.efficiency,
         },
     )
-    for path in (report_path, trials_path, summary_path):
+    for path in (report_path, trials_path, summary_path, configuration_path):
         tracker.log_artifact(path)
     tracker.finish("FINISHED" if result.stopped_by is None else "KILLED", time.time())
     is_model_missing = final is not None and final.payload is not None and not result.model_uri

@@ -11,9 +11,11 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment.trial import _get_trainable_kwargs
 from ray.tune.registry import register_trainable
 
+from toolkit.engines import ray_patches
 from toolkit.engines.ray_patches import UNUSED_SERVICES, only_needed_services
 
 READ = [
+    (ray_patches._tunes_own_reuse or TuneController._maybe_reuse_cached_actor, "c045f0ddd48f"),
     (Node.start_head_processes, "c8877a0a14ce"),
     (Node.start_ray_processes, "819715425b5c"),
     (_ActorClassCache.get, "9164951bf277"),

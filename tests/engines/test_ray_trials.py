@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,33 @@ def test_all_that_runs_at_a_stop_is_put_back(lab: Lab, tmp_path: Path) -> None:
     resumed = lab.run(experiment)
     assert len(resumed.records) == 5 and all(state.is_finished for state in resumed.states)
     assert [record.params for record in resumed.records[:2]] == [record.params for record in stopped.records]
+
+
+def test_a_process_that_starts_slowly_gets_its_share(connection: RayConnection, tmp_path: Path) -> None:
+    """Stock reuse ends it each time the other process has become free: see `ray_patches._reuse_only_what_is_free`."""
+    flag = str(tmp_path / "slow")
+
+    def fit(params: dict[str, Any], train: Part, validation: Part, report: Any) -> None:
+        time.sleep(0.03)
+        report(1, {"score": 1.0})
+
+    def make_runner(experiment: Experiment, data: Any) -> Any:
+        runner = build.ray_runner(experiment, "honest", data, 2)
+        make_trainer = runner.make_trainer  # type: ignore[attr-defined]
+
+        def slow_in_one_process() -> Any:
+            try:
+                os.mkdir(flag)
+            except FileExistsError:
+                return make_trainer()
+            time.sleep(1.5)
+            return make_trainer()
+
+        return replace(runner, make_trainer=slow_in_one_process)  # type: ignore[type-var]
+
+    ran = Lab(make_runner, tmp_path).run(an_experiment(fit, num_trials=150, concurrency=2))
+    assert len(ran.records) == 150
+    assert len({record.result.pid for record in ran.records}) == 2
 
 
 def what_is_imported(params: dict[str, Any], train: Part, validation: Part, report: Any) -> None:

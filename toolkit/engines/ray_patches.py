@@ -5,8 +5,9 @@ What they are for: a search of 50 short trials spends most of its time on the st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ray._private.node import Node
 from ray.util import register_serializer
@@ -14,6 +15,8 @@ from ray.util import register_serializer
 from toolkit.engines.ray_trial_actor import Shared, TrialActor, nothing
 
 _NAME = "toolkit_trial"
+
+_tunes_own_reuse: Callable[[Any, Any], bool] | None = None
 
 
 # A local cluster has no use for the API server (2.3 s until it answers), the autoscaler's monitor, and, with `log_to_driver=False`, the
@@ -42,16 +45,35 @@ def register_actor(shared: Shared) -> str:
     """
     from ray.train._internal.storage import StorageContext
     from ray.tune.execution import class_cache
+    from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment.trial import _TrialInfo
     from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
+    global _tunes_own_reuse
+    if _tunes_own_reuse is None:
+        _tunes_own_reuse = TuneController._maybe_reuse_cached_actor
     _travel_as_none(StorageContext)
     _travel_as_none(_TrialInfo)
     # PyTorch Lightning's PL_DISABLE_FORK: an environment variable is a runtime environment, and that a process of its own.
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    TuneController._maybe_reuse_cached_actor = _reuse_only_what_is_free  # type: ignore[method-assign,assignment]
     _global_registry.register(TRAINABLE_CLASS, _NAME, type("TrialActor", (TrialActor,), {"shared": shared}))
     return _NAME
+
+
+def _reuse_only_what_is_free(controller: Any, trial: Any) -> bool:
+    """Do not end a process that is starting, in favour of one that has just become free.
+
+    Tune gives the free one to the trial that waits for the starting one, and ends that. With trials shorter than a process takes to start,
+    the next trial asks for another process, which meets the same end: one slot does all the work, as long as the search lasts. Here the
+    free process takes the next trial. Only when there is no next one, Tune's way is right: the waiting trial may never get its own.
+    """
+    is_starting = trial in controller._trial_to_actor and trial not in controller._resetting_trials
+    if is_starting and not controller._search_alg.is_finished():
+        return False
+    assert _tunes_own_reuse is not None
+    return _tunes_own_reuse(controller, trial)
 
 
 def _travel_as_none(cls: type) -> None:
