@@ -301,6 +301,8 @@ def main() -> None:
         "search_s of the toolkit begins when Ray is up (cluster_start_s stands beside it), that of the pool when the pool is made; both "
         "end with the last trial. process_s is the whole Python process seen from outside; the first command includes Ray, MLflow, refit, "
         "model and report.",
+        "In the arm without MLflow the search begins as soon as Ray is up, when its worker processes are still importing; with MLflow it "
+        "begins some seconds later. That favours MLflow by about a second, and is why on over off can be under 1.",
         f"Fits on one thread: {np.median([v['fit_s'] / short for v in measured['pool 50']]):.2f} s each (wine), "
         f"{np.median([v['fit_s'] / slow for v in measured['pool 5-s fits']]):.1f} s each (5-s fits).",
     ]
