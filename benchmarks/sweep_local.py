@@ -4,7 +4,7 @@ Every arm fits one fixed list of parameter sets on the same rows with the same c
 depend on the order in which trials finish, and that alone moves the fitting time by half. An arm is a fresh process, so that imports
 count where they fall.
 
-    task bench:sweep:local        # about 15 minutes
+    task bench:sweep:local        # about 12 minutes
     python -m benchmarks.sweep_local --repeats 1 --quick
 """
 
@@ -40,7 +40,7 @@ from toolkit.settings import Settings
 ROOT = Path(__file__).parent.parent
 NUM_SLOTS = 2
 # Rounds, depth and no early stopping that make a fit on the wine rows last about 5 s on one thread of the machine of the first result.
-LONG_FIT = {"num_boost_round": 2600, "early_stopping_rounds": None}
+LONG_FIT = {"num_boost_round": 9500, "early_stopping_rounds": None}
 
 _trainer: Trainer
 _data: TrialData
@@ -239,6 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="few trials, nothing written: to see that it works")
+    parser.add_argument("--only", choices=["wine", "long"])
     parser.add_argument("--arm")
     parser.add_argument("--options")
     given = parser.parse_args()
@@ -246,44 +247,41 @@ def main() -> None:
         arms: dict[str, Callable[..., Mapping[str, float]]] = {"pool": pool_arm, "toolkit": toolkit_arm}
         print(json.dumps(arms[given.arm](**json.loads(given.options))))
         return
-    short, longer, slow = (6, 8, 2) if given.quick else (50, 150, 16)
-    wine = {
-        "pool 50": partial(in_process, "pool", num_trials=short, long_fits=False),
-        "toolkit 50": partial(in_process, "toolkit", num_trials=short, long_fits=False, tracked=True),
-        "toolkit 50, no MLflow": partial(in_process, "toolkit", num_trials=short, long_fits=False, tracked=False),
-        "first command": first_command,
-        "pool 150": partial(in_process, "pool", num_trials=longer, long_fits=False),
-        "toolkit 150": partial(in_process, "toolkit", num_trials=longer, long_fits=False, tracked=True),
-        "toolkit 150, no MLflow": partial(in_process, "toolkit", num_trials=longer, long_fits=False, tracked=False),
-        "pool 5-s fits": partial(in_process, "pool", num_trials=slow, long_fits=True),
-        "toolkit 5-s fits": partial(in_process, "toolkit", num_trials=slow, long_fits=True, tracked=True),
-    }
-    measured = harness.interleave(wine, given.repeats)
-    ratio = partial(harness.ratio, measured)
+    questions: dict[str, Callable[[int, bool], None]] = {"wine": wine_fits, "long": long_fits}
+    for name in questions if given.only is None else [given.only]:
+        questions[name](given.repeats, given.quick)
+
+
+SHARED_NOTES = (
+    "Ratios are medians of the ratios within a round. overhead_s = search_s - fit_s / 2 slots.",
+    "search_s of the toolkit begins when Ray is up (cluster_start_s stands beside it), that of the pool when the pool is made; both "
+    "end with the last trial. process_s is the whole Python process seen from outside; the first command includes Ray, MLflow, refit, "
+    "model and report.",
+)
+
+
+def wine_fits(repeats: int, quick: bool) -> None:
+    """50 and 150 fits of a tenth of a second: what start-up and dispatch cost."""
+    few, many = (6, 8) if quick else (50, 150)
+    runs: dict[str, Callable[[], Mapping[str, float]]] = {"first command": first_command}
+    for label, num_trials in (("50", few), ("150", many)):
+        runs[f"pool {label}"] = partial(in_process, "pool", num_trials=num_trials, long_fits=False)
+        runs[f"toolkit {label}"] = partial(in_process, "toolkit", num_trials=num_trials, long_fits=False, tracked=True)
+        runs[f"toolkit {label}, no MLflow"] = partial(in_process, "toolkit", num_trials=num_trials, long_fits=False, tracked=False)
+    measured = harness.interleave(runs, repeats)
+
+    def over(name: str, above: str, below: str, key: str, target: float) -> harness.Figure:
+        return harness.Figure(name, harness.ratio(measured, above, below, key), "ratio", target, "at_most")
+
     figures = [
-        harness.Figure("search wall over a process pool, 50 trials", ratio("toolkit 50", "pool 50", "search_s"), "ratio", 1.35, "at_most"),
-        harness.Figure(
-            "search wall over a process pool, 150 trials", ratio("toolkit 150", "pool 150", "search_s"), "ratio", 1.12, "at_most"
-        ),
-        harness.Figure(
-            "search wall over a process pool, 5-s fits", ratio("toolkit 5-s fits", "pool 5-s fits", "search_s"), "ratio", 1.03, "at_most"
-        ),
-        harness.Figure(
-            "README's first command over the pool's whole run", ratio("first command", "pool 50", "process_s"), "ratio", 2.5, "at_most"
-        ),
-        harness.Figure(
-            "search wall, MLflow on over off, 50 trials", ratio("toolkit 50", "toolkit 50, no MLflow", "search_s"), "ratio", 1.05, "at_most"
-        ),
-        harness.Figure(
-            "search wall, MLflow on over off, 150 trials",
-            ratio("toolkit 150", "toolkit 150, no MLflow", "search_s"),
-            "ratio",
-            1.05,
-            "at_most",
-        ),
+        over("search wall over a process pool, 50 trials", "toolkit 50", "pool 50", "search_s", 1.35),
+        over("search wall over a process pool, 150 trials", "toolkit 150", "pool 150", "search_s", 1.12),
+        over("README's first command over the pool's whole run", "first command", "pool 50", "process_s", 2.5),
+        over("search wall, MLflow on over off, 50 trials", "toolkit 50", "toolkit 50, no MLflow", "search_s", 1.05),
+        over("search wall, MLflow on over off, 150 trials", "toolkit 150", "toolkit 150, no MLflow", "search_s", 1.05),
         harness.Figure(
             "memory of a trial process beyond the data",
-            max(values["trial_process_mb"] for name in ("toolkit 50", "toolkit 150", "toolkit 5-s fits") for values in measured[name]),
+            max(values["trial_process_mb"] for name in ("toolkit 50", "toolkit 150") for values in measured[name]),
             "MB",
             350,
             "at_most",
@@ -292,24 +290,42 @@ def main() -> None:
             "tracking calls a trial", max(values["tracking_calls_a_trial"] for values in measured["toolkit 150"]), "calls", 3, "at_most"
         ),
     ]
-    arms = [
-        harness.arm(measured, name, key) for name in wine for key in ("search_s", "overhead_s", "process_s") if key in measured[name][0]
-    ]
-    arms += [harness.arm(measured, name, "cluster_start_s") for name in ("toolkit 50", "toolkit 150", "toolkit 5-s fits")]
     notes = [
-        "Ratios are medians of the ratios within a round. overhead_s = search_s - fit_s / 2 slots.",
-        "search_s of the toolkit begins when Ray is up (cluster_start_s stands beside it), that of the pool when the pool is made; both "
-        "end with the last trial. process_s is the whole Python process seen from outside; the first command includes Ray, MLflow, refit, "
-        "model and report.",
+        *SHARED_NOTES,
         "In the arm without MLflow the search begins as soon as Ray is up, when its worker processes are still importing; with MLflow it "
         "begins some seconds later. That favours MLflow by about a second, and is why on over off can be under 1.",
-        f"Fits on one thread: {np.median([v['fit_s'] / short for v in measured['pool 50']]):.2f} s each (wine), "
-        f"{np.median([v['fit_s'] / slow for v in measured['pool 5-s fits']]):.1f} s each (5-s fits).",
+        _fit_note(measured["pool 50"], few),
     ]
-    if given.quick:
+    _finish("sweep-local", measured, figures, notes, quick)
+
+
+def long_fits(repeats: int, quick: bool) -> None:
+    """Fits of about 5 s: what remains of the cost when fits are long."""
+    num_trials = 2 if quick else 10
+    measured = harness.interleave(
+        {
+            "pool": partial(in_process, "pool", num_trials=num_trials, long_fits=True),
+            "toolkit": partial(in_process, "toolkit", num_trials=num_trials, long_fits=True, tracked=True),
+        },
+        repeats,
+    )
+    figure = harness.Figure(
+        "search wall over a process pool, 5-s fits", harness.ratio(measured, "toolkit", "pool", "search_s"), "ratio", 1.03, "at_most"
+    )
+    _finish("sweep-local-long-fits", measured, [figure], [*SHARED_NOTES, _fit_note(measured["pool"], num_trials)], quick)
+
+
+def _fit_note(pool: list[dict[str, float]], num_trials: int) -> str:
+    return f"Fits on one thread: {np.median([values['fit_s'] / num_trials for values in pool]):.2f} s each, {num_trials} a search."
+
+
+def _finish(name: str, measured: dict[str, list[dict[str, float]]], figures: list[harness.Figure], notes: list[str], quick: bool) -> None:
+    keys = ("search_s", "overhead_s", "process_s", "cluster_start_s")
+    arms = [harness.arm(measured, run, key) for run, values in measured.items() for key in keys if key in values[0]]
+    if quick:
         print(json.dumps([figure.as_dict() for figure in figures], indent=1))
-        return
-    print(harness.write("sweep-local", (__doc__ or "").splitlines()[0], arms, figures, notes))
+    else:
+        print(harness.write(name, (__doc__ or "").splitlines()[0], arms, figures, notes))
 
 
 if __name__ == "__main__":

@@ -122,10 +122,10 @@ def test_a_file_that_does_not_work(tmp_path, text, words):
 
 
 def test_a_module_that_does_not_work(tmp_path):
-    write(tmp_path / "broken" / "__init__.py", "")
-    write(tmp_path / "broken" / "first.py", "import broken.second\n")
-    write(tmp_path / "broken" / "second.py", "\nraise OSError('no')\n")
-    assert "got OSError: no (broken/second.py, line 2)" in refusal("broken.first:experiment")
+    write(tmp_path / "half_broken" / "__init__.py", "")
+    write(tmp_path / "half_broken" / "first.py", "import half_broken.second\n")
+    write(tmp_path / "half_broken" / "second.py", "\nraise OSError('no')\n")
+    assert "got OSError: no (half_broken/second.py, line 2)" in refusal("half_broken.first:experiment")
 
 
 def test_user_modules_are_those_of_the_users_folders(tmp_path):
