@@ -189,7 +189,9 @@ def test_too_many_failures_are_exit_1(workplace: Workplace, inprocess: list[str]
     answer = workplace.here("sweep", path, *inprocess, "--json")
     assert answer.code == 1 and answer.out == ""
     error = answer.err.splitlines()[-1]
-    assert error.startswith("error: more than 1 trials failed (sweep.max_failed_trials), got 2 failed, the last with OSError: no such thing;")
+    assert error.startswith(
+        "error: more than 1 trials failed (sweep.max_failed_trials), got 2 failed, the last with OSError: no such thing;"
+    )
     parent, children = runs_of(mlflow_server.uri, "broken")
     assert parent.status == "FAILED" and {run.status for run in children.values()} == {"FAILED"}
 
