@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from toolkit.core.errors import TrackingError
 from toolkit.core.search import error_summary
-from toolkit.core.secrets import without_secrets
 from toolkit.core.study import TrialRecord
 
 if TYPE_CHECKING:
@@ -48,17 +47,18 @@ def publish(
     trials_path = folder / "trials.csv"
     write_trials(trials_path, result.records, [metric.name for metric in result.experiment.metrics])
     configuration_path = folder / "configuration.json"
-    configuration_path.write_text(json.dumps(result.experiment.fingerprint(result.protocol), indent=1), encoding="utf-8")
+    configuration = result.experiment.fingerprint(result.protocol)
+    configuration_path.write_text(json.dumps(configuration, indent=1), encoding="utf-8")
     summary_path = folder / "sweep.json"
     summary_path.write_text(json.dumps(result.as_json(), indent=1, default=str), encoding="utf-8")
 
     tracker.set_parent(
         params={"num_trials": result.num_trials, "sampler": result.sampler, "scheduler": result.scheduler, "seed": result.seed}
         | {f"best.{name}": value for name, value in (result.best.params if result.best else {}).items()}
-        | {name: value for name, value in result.experiment.fingerprint(result.protocol).items() if name.startswith(("split.", "model."))},
+        | {name: value for name, value in configuration.items() if name.startswith(("split.", "model."))},
         tags={
             "data.sha256": result.source.sha256,
-            "data.location": without_secrets(result.source.location),
+            "data.location": result.source.location,
             "toolkit.best_trial": str(result.best.number) if result.best else "none",
             "toolkit.model_uri": result.model_uri or "none",
             "mlflow.source.git.commit": result.git_commit,

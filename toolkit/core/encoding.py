@@ -18,6 +18,7 @@ import pandas as pd
 from toolkit.core.data import DataSource, Floats, Indices, LoadedData
 from toolkit.core.errors import DataError, nearest
 from toolkit.core.experiment import Dataset, Task
+from toolkit.core.secrets import without_secrets
 
 
 def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task: Task, *, like: LoadedData | None = None) -> LoadedData:
@@ -33,6 +34,8 @@ def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task
     Raises:
         DataError: the first thing that does not fit.
     """
+    # Here, once: it goes into errors, reports, MLflow's tags and artifacts, and `--json`.
+    location = without_secrets(location)
     where = location if like is None else f"hold-out table {location}"
     refuse_names(repeated(frame.columns), f"data: column names must differ ({where})")
     _check_columns(frame, dataset, where)

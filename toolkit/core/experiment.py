@@ -145,9 +145,6 @@ class Metric:
     name: str
     direction: Literal["maximize", "minimize"]
 
-    def is_better(self, value: float, than: float) -> bool:
-        return value > than if self.direction == "maximize" else value < than
-
 
 @dataclass(frozen=True, config=FROZEN)
 class Sampler:

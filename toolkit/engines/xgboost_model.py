@@ -27,7 +27,7 @@ _matrices: dict[tuple[object, ...], tuple[xgboost.DMatrix, xgboost.DMatrix]] = {
 @dataclass(frozen=True)
 class XGBoostTrainer:
     """Attributes:
-    stop_on_train_part: the published protocol: the trial's own booster is the final model.
+    keep_trial_model: the published protocol: the trial's own booster is the final model.
     """
 
     model: XGBoost
@@ -59,10 +59,9 @@ class XGBoostTrainer:
             if everything.group is not None:
                 # Each part is sorted by group, the whole is not; XGBoost wants the queries of a ranking in order.
                 everything = take(everything, np.argsort(everything.group, kind="stable"))
-            matrix, _ = self._build(self._booster_params(params, data.trial, num_threads), everything, None, data.trial, num_threads)
-            booster = xgboost.train(
-                self._booster_params(params, data.trial, num_threads), matrix, num_boost_round=num_rounds, verbose_eval=False
-            )
+            booster_params = self._booster_params(params, data.trial, num_threads)
+            matrix, _ = self._build(booster_params, everything, None, data.trial, num_threads)
+            booster = xgboost.train(booster_params, matrix, num_boost_round=num_rounds, verbose_eval=False)
         booster.feature_names = list(data.trial.feature_names)
         gains: Mapping[str, Any] = booster.get_score(importance_type="total_gain")
         return FinalModel(
@@ -124,8 +123,7 @@ class XGBoostTrainer:
     def _matrices_of(
         self, booster_params: Mapping[str, Any], data: TrialData, number: int, num_threads: int
     ) -> tuple[xgboost.DMatrix, xgboost.DMatrix]:
-        raw = booster_params.get("tree_method") in _NEEDS_RAW_VALUES or booster_params.get("booster") == "gblinear"
-        key = (data.data_id, number, raw, booster_params.get("max_bin"), self.model.device)
+        key = (data.data_id, number, _needs_raw_values(booster_params), booster_params.get("max_bin"), self.model.device)
         if key not in _matrices:
             if any(kept[0] != data.data_id or kept[2:] != key[2:] for kept in _matrices):
                 _matrices.clear()
@@ -138,8 +136,6 @@ class XGBoostTrainer:
     def _build(
         self, booster_params: Mapping[str, Any], train: Part, validation: Part | None, data: TrialData, num_threads: int
     ) -> tuple[xgboost.DMatrix, xgboost.DMatrix | None]:
-        raw = booster_params.get("tree_method") in _NEEDS_RAW_VALUES or booster_params.get("booster") == "gblinear"
-
         def options(part: Part) -> dict[str, Any]:
             return {
                 "data": part.features,
@@ -150,7 +146,7 @@ class XGBoostTrainer:
                 "nthread": num_threads,
             }
 
-        if raw:
+        if _needs_raw_values(booster_params):
             return xgboost.DMatrix(**options(train)), xgboost.DMatrix(**options(validation)) if validation else None
         bins = {"max_bin": booster_params["max_bin"]} if booster_params.get("max_bin") else {}
         matrix = xgboost.QuantileDMatrix(**options(train), **bins)
@@ -189,6 +185,10 @@ class _Watch(xgboost.callback.TrainingCallback):
             best_iteration=best,
             stopped=self._stopped,
         )
+
+
+def _needs_raw_values(booster_params: Mapping[str, Any]) -> bool:
+    return booster_params.get("tree_method") in _NEEDS_RAW_VALUES or booster_params.get("booster") == "gblinear"
 
 
 def _objective(name: str) -> str:
