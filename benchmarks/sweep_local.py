@@ -121,12 +121,12 @@ def toolkit_arm(num_trials: int, long_fits: bool, tracked: bool) -> dict[str, fl
     from toolkit.engines import build, ray_trials  # noqa: F401
     from toolkit.engines.mlflow_tracking import MlflowTracker
     from toolkit.engines.optuna_study import Journal, OptunaStudy
-    from toolkit.engines.ray_cluster import RayConnection
+    from toolkit.engines.ray_cluster import LocalRay, RayConnection
 
     began = time.perf_counter()
     chosen = experiment(num_trials, long_fits)
     folder = Path.cwd()
-    connection = RayConnection(None, dashboard=False)
+    connection = RayConnection(LocalRay(dashboard=False))
     try:
         data = split_of(chosen).trial
         study = OptunaStudy("bench", chosen, Journal(folder / "journal.jsonl"))

@@ -17,13 +17,16 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.core.errors import ClusterError
 from toolkit.core.machine import cpu_count, memory_bytes, shared_memory_bytes
+from toolkit.engines.java import NEEDED as JAVA_NEEDED
+from toolkit.engines.java import find_java
 from toolkit.settings import Settings
 
 State = Literal["ok", "warn", "fail"]
@@ -32,7 +35,6 @@ DISTRIBUTION = "ray-spark-toolkit"
 CHECKED_LIBRARIES = ("ray", "optuna", "mlflow", "xgboost", "scikit-learn", "pandas")
 REACH_TIMEOUT_S = 5.0
 RAY_IMPORT_TIMEOUT_S = 60.0
-JAVA_NEEDED = 17
 GIB = 2**30
 
 # Ray makes Unix sockets below the temporary folder: TMP/ray-XXXXXXXX/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store. The system
@@ -71,8 +73,13 @@ class Diagnosis:
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def doctor(settings: Settings) -> Diagnosis:
-    """All checks, side by side; at most about a minute, and that only where importing Ray hangs."""
+def doctor(
+    settings: Settings, *, spark: bool = False, spark_master: str | None = None, spark_conf: Mapping[str, str] | None = None
+) -> Diagnosis:
+    """All checks, side by side; at most about a minute, and that only where importing Ray hangs.
+
+    With `spark`, what a sweep on that cluster would check first, too: a session is started and its executors are asked.
+    """
     jobs: tuple[Callable[[], list[Check]], ...] = (
         lambda: [check_python(), *check_libraries()],
         lambda: [check_cores(), check_memory(), check_shared_memory()],
@@ -83,7 +90,10 @@ def doctor(settings: Settings) -> Diagnosis:
         lambda: [check_credentials(settings), check_git()],
     )
     with ThreadPoolExecutor(len(jobs)) as pool:
-        return Diagnosis(tuple(check for checks in pool.map(lambda job: job(), jobs) for check in checks))
+        checks = [check for checks in pool.map(lambda job: job(), jobs) for check in checks]
+    if spark:
+        checks += check_spark_cluster(settings, spark_master, spark_conf or {})
+    return Diagnosis(tuple(checks))
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Check:
@@ -240,19 +250,9 @@ def check_ray_address(address: str | None) -> list[Check]:
 
 def check_java(java_home: Path | None) -> Check:
     """Only Spark needs it."""
+    java = find_java(java_home)
     advice = f"only Spark needs it: install Java {JAVA_NEEDED} or later, and set JAVA_HOME"
-    java = shutil.which(str(java_home / "bin" / "java")) if java_home else shutil.which("java")
-    if java is None:
-        return Check("java", "warn", f"none in {java_home}" if java_home else "none on the PATH", advice)
-    try:
-        text = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=20).stderr
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("java", "warn", f"{java}: {error}", advice)
-    match = re.search(r'version "(?:1\.)?(\d+)[^"]*"', text)
-    if match is None:
-        return Check("java", "warn", f"{java}: version not understood", advice)
-    found = f"{match.group(0).removeprefix('version ').strip(chr(34))}, {java}"
-    return Check("java", "ok", found) if int(match.group(1)) >= JAVA_NEEDED else Check("java", "warn", found, advice)
+    return Check("java", "warn", java.problem, advice) if java.problem else Check("java", "ok", java.found)
 
 
 def check_spark() -> Check:
@@ -262,6 +262,26 @@ def check_spark() -> Check:
         except importlib.metadata.PackageNotFoundError:
             continue
     return Check("spark", "warn", "pyspark is not installed", 'only Spark clusters need it: install "ray-spark-toolkit[spark]"')
+
+
+def check_spark_cluster(settings: Settings, master: str | None, conf: Mapping[str, str]) -> list[Check]:
+    """What stands in the way of a sweep there is one line, the first that is found."""
+    from toolkit.engines import spark_session
+
+    try:
+        cluster = spark_session.connect(master, conf, app_name="toolkit doctor", java_home=settings.java_home, remote=settings.spark_remote)
+    except ClusterError as error:
+        found, _, advice = str(error).partition("; ")
+        return [Check("spark cluster", "fail", found, advice)]
+    try:
+        there = f"{len(cluster.executors)} executors on {len({executor.host for executor in cluster.executors})} hosts"
+        worker = f"{cluster.cores_per_worker} cores and {cluster.memory_bytes_per_worker / GIB:.1f} GiB"
+        return [
+            Check("spark cluster", "ok", f"{cluster.master}: {there}, with the Python, Ray and toolkit of this machine"),
+            Check("ray workers", "ok", f"up to {cluster.num_workers}, each with {worker}"),
+        ]
+    finally:
+        cluster.close()
 
 
 def check_credentials(settings: Settings) -> Check:

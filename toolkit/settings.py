@@ -23,6 +23,7 @@ class Settings:
         on_databricks: the process runs on a Databricks cluster (`DATABRICKS_RUNTIME_VERSION` is set).
         user: `TOOLKIT_USER` (a job on Databricks runs as root), else the operating system's; in the name of shared MLflow experiments.
         java_home: `JAVA_HOME`, for Spark.
+        spark_remote: `SPARK_REMOTE`, which turns every new session into a Spark Connect one.
         credentials: names, never values, of the Databricks variables that are set.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     on_databricks: bool
     user: str = "unknown"
     java_home: Path | None = None
+    spark_remote: str | None = None
     credentials: tuple[str, ...] = ()
 
     @classmethod
@@ -50,5 +52,6 @@ class Settings:
             on_databricks=bool(environ.get("DATABRICKS_RUNTIME_VERSION")),
             user=next((environ[name] for name in ("TOOLKIT_USER", "LOGNAME", "USER") if environ.get(name)), "unknown"),
             java_home=path("JAVA_HOME"),
+            spark_remote=environ.get("SPARK_REMOTE") or None,
             credentials=tuple(name for name in CREDENTIALS if environ.get(name)),
         )

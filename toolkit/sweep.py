@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from toolkit.core.errors import StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
+from toolkit.core.errors import ClusterError, StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
 from toolkit.core.experiment import Experiment, XGBoost, check_fingerprint
 from toolkit.core.experiment import Protocol as SweepProtocol
 from toolkit.core.search import Runner, Search, error_summary
 from toolkit.core.study import TrialRecord, TrialState, best_record, pareto_front
 from toolkit.settings import Settings
+from toolkit.sweep_cluster import ClusterName, TrialCluster
 from toolkit.sweep_control import Interrupts, Progress, Unwatched, interrupts
 from toolkit.sweep_outputs import publish
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from toolkit.core.trial import FinalModel
     from toolkit.engines.mlflow_tracking import MlflowTracker
     from toolkit.engines.optuna_study import OptunaStudy
-    from toolkit.engines.ray_cluster import RayConnection
-
-ClusterName = Literal["auto", "inprocess", "local"]
 
 _logger = logging.getLogger("toolkit")
 
@@ -44,6 +42,8 @@ def sweep(
     *,
     protocol: SweepProtocol = "honest",
     cluster: ClusterName = "auto",
+    spark_master: str | None = None,
+    spark_conf: Mapping[str, str] | None = None,
     resume: bool = False,
     study: str | None = None,
     data: Path | None = None,
@@ -55,8 +55,11 @@ def sweep(
     """Run a study to its end: search, choose the winner, fit it for use, test it once, log and report.
 
     Args:
-        cluster: `local`: Ray on this machine, or the one at `RAY_ADDRESS`; `inprocess`: one trial after another in this process;
-        `auto`: local.
+        cluster: `local`: Ray on this machine, or the one at `RAY_ADDRESS`; `spark`: Ray on the executors of the active Spark session, or of
+            one started for the sweep; `inprocess`: one trial after another in this process; `auto`: `spark` with `spark_master`, and where
+            the active session has executors, else `local`.
+        spark_master: `spark://HOST:PORT`, `yarn` or `local-cluster[…]`; default: what spark-defaults say. spark_conf: settings of the
+            session that is started.
         resume: go on with an unfinished study: finished trials are kept, interrupted ones run again.
         study: its name; default `EXPERIMENT-PROTOCOL`.
         data: file or folder in place of the experiment's own source.
@@ -66,7 +69,9 @@ def sweep(
         UserError: whatever the user can act on; nothing is written then unless trials had already run.
         SweepInterrupted: Ctrl-C or SIGTERM; what was finished is kept.
     """
-    run = _Run(experiment, protocol, cluster, settings or Settings.read(), progress or Unwatched())
+    settings = settings or Settings.read()
+    place = TrialCluster(experiment, cluster, spark_master, spark_conf or {}, settings)
+    run = _Run(experiment, protocol, place, settings, progress or Unwatched())
     try:
         with ExitStack() as stack:
             handler = stack.enter_context(interrupts())
@@ -77,7 +82,6 @@ def sweep(
 
 @dataclass
 class _Clock:
-    cluster_start_s: float = 0.0
     search_s: float = 0.0
     search_started_unix_s: float = 0.0
 
@@ -86,11 +90,11 @@ class _Run:
     """One call of `sweep`: its parts in the order in which they happen."""
 
     def __init__(
-        self, experiment: Experiment, protocol: SweepProtocol, cluster: ClusterName, settings: Settings, progress: Progress
+        self, experiment: Experiment, protocol: SweepProtocol, place: TrialCluster, settings: Settings, progress: Progress
     ) -> None:
         self.experiment = experiment
         self.protocol = protocol
-        self.cluster: Literal["inprocess", "local"] = "local" if cluster == "auto" else cluster
+        self.place = place
         self.settings = settings
         self.progress = progress
         self.began, self.began_unix_s = time.perf_counter(), time.time()
@@ -112,6 +116,9 @@ class _Run:
         from toolkit.engines.study_store import study_folder
 
         self.is_default_name = study_name is None
+        if self.place.kind == "spark":
+            self.progress.phase("connecting to Spark")
+            self.place.connect_spark(stack)
         self.progress.phase("reading data")
         loaded = self._load(data)
         fingerprint = {**self.experiment.fingerprint(self.protocol), "data.sha256": loaded.source.sha256}
@@ -122,7 +129,9 @@ class _Run:
         self._check_report(report or self._report_path(folder.name))
 
         # Ray takes seconds to start, most of it in other processes: this one meanwhile imports, opens the study, and splits.
-        connection = self._start_ray(stack)
+        if self.place.kind != "inprocess":
+            self.progress.phase("starting Ray on Spark" if self.place.kind == "spark" else "starting Ray")
+            self.place.start(stack, loaded.features.nbytes)
         study = self.study = self._open_study(folder.name, folder.journal, fingerprint, resume)
         # All that the experiment or its data can be refused for comes before MLflow has a run of it.
         split = self._split(loaded)
@@ -130,7 +139,7 @@ class _Run:
         tracker = self.tracker = self._start_tracking(stack, folder.name, uri, loaded)
         if not self._is_embedded(uri):
             tracker.connect()
-        runner = self._runner(connection, split)
+        runner = self.place.runner(self.protocol, split.trial)
 
         if not study.attributes:
             study.remember(
@@ -143,9 +152,7 @@ class _Run:
             tracker.reconcile(study.records())
 
         search = self._search(runner, interrupts)
-        if connection is not None:
-            # Its processes go while this one fits the winner.
-            connection.begin_stop()
+        self.place.begin_stop()
         self._check_ending(search)
 
         best, front = self._winners(study.records())
@@ -198,20 +205,6 @@ class _Run:
         except OSError as error:
             raise UserError("--report must name a file that can be written", got=f"{path}: {error.strerror}") from error
 
-    def _start_ray(self, stack: ExitStack) -> RayConnection | None:
-        if self.cluster == "inprocess":
-            return None
-        from toolkit.core.machine import cpu_count
-        from toolkit.engines import build
-        from toolkit.engines.ray_cluster import RayConnection
-
-        if self.settings.ray_address is None:
-            build.slots(self.experiment, cpu_count(), num_gpus=None)
-        self.progress.phase("starting Ray")
-        connection = RayConnection(self.settings.ray_address, self.experiment.cluster.dashboard)
-        stack.callback(connection.stop)
-        return connection
-
     def _is_embedded(self, uri: str | None) -> bool:
         """The database is a file of ours: nothing on a network can refuse, and the search need not wait until MLflow is imported."""
         return uri.startswith("sqlite:") if uri else not self.settings.on_databricks
@@ -253,25 +246,6 @@ class _Run:
 
         return split(loaded, self.experiment.split, self.protocol)
 
-    def _runner(self, connection: RayConnection | None, split: SplitData) -> Runner:
-        from toolkit.engines import build
-
-        if connection is None:
-            runner = build.local_runner(self.experiment, self.protocol, split.trial)
-        else:
-            cluster = connection.wait()
-            self.clock.cluster_start_s = cluster.start_s
-            num_slots = build.slots(self.experiment, cluster.num_cpus, cluster.num_gpus)
-            runner = build.ray_runner(
-                self.experiment, self.protocol, split.trial, min(num_slots, self.experiment.sweep.concurrency or num_slots)
-            )
-        wanted = self.experiment.sweep.concurrency
-        if wanted is not None and wanted > runner.num_slots:
-            _logger.warning(
-                "concurrency %d is more than the %d slots there are: %d trials run at once", wanted, runner.num_slots, runner.num_slots
-            )
-        return runner
-
     # --- the search -------------------------------------------------------------------------------------------------------------
 
     def _search(self, runner: Runner, interrupts: Interrupts) -> Search:
@@ -291,6 +265,7 @@ class _Run:
         search = Search(self.study, self.experiment.sweep, [self.tracker, self.progress])
         self.clock.search_started_unix_s = time.time()
         threading.Thread(target=self._watch_tracking, args=(search,), name="tracking-watch", daemon=True).start()
+        self.place.watch(search)
         with interrupts.stopping(search):
             runner.run(search)
         search.conclude()
@@ -310,6 +285,8 @@ class _Run:
         assert self.study is not None and self.tracker is not None
         if search.stopping == "interrupt":
             raise SweepInterrupted(self.how_to_resume())
+        if search.stopping == "cluster":
+            raise ClusterError("Ray must last as long as the search", got=self.place.failure(), next_step=self.how_to_resume())
         if search.stopping == "tracking":
             self.tracker.connect()
         failed = [record for record in self.study.records() if record.state is TrialState.FAILED]
@@ -380,7 +357,7 @@ class _Run:
             experiment=self.experiment,
             study=self.study.name,
             protocol=self.protocol,
-            cluster=self.cluster,
+            cluster=self.place.kind,
             sampler=sweep.sampler.name,
             scheduler=sweep.scheduler.kind if sweep.scheduler else "none",
             seed=sweep.seed,
@@ -391,7 +368,7 @@ class _Run:
             evaluation=evaluation,
             stopped_by=search.stopping,
             wall_s=time.perf_counter() - self.began,
-            cluster_start_s=self.clock.cluster_start_s,
+            cluster_start_s=self.place.start_s,
             search_s=self.clock.search_s,
             search_started_unix_s=self.clock.search_started_unix_s,
             fit_wall_s=sum(record.result.fit_wall_s for record in search.ended_records),

@@ -25,7 +25,7 @@ from toolkit.core.search import Search
 from toolkit.core.space import Categorical, Int
 from toolkit.core.study import TrialRecord, TrialState
 from toolkit.engines import build
-from toolkit.engines.ray_cluster import RayConnection
+from toolkit.engines.ray_cluster import LocalRay, RayConnection
 
 pytestmark = pytest.mark.engine
 __all__ = ["lab", "reference", "workplace"]
@@ -33,7 +33,7 @@ __all__ = ["lab", "reference", "workplace"]
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[RayConnection]:
-    connection = RayConnection(None, dashboard=False)
+    connection = RayConnection(LocalRay(dashboard=False))
     connection.wait()
     yield connection
     connection.stop()
@@ -197,7 +197,7 @@ def test_xgboost_trials_load_xgboost_and_no_sklearn(lab: Lab) -> None:
 
 
 def test_a_ray_that_runs_already_is_left_running(connection: RayConnection) -> None:
-    second = RayConnection(None, dashboard=False)
+    second = RayConnection(LocalRay(dashboard=False))
     assert second.wait().num_cpus == connection.wait().num_cpus
     second.stop()
     assert ray.is_initialized() and ray.get(ray.remote(lambda: 3).remote()) == 3
@@ -216,7 +216,7 @@ def test_a_ray_that_does_not_answer_is_one_line() -> None:
     script = """
 from toolkit.core.errors import ClusterError
 from toolkit.engines.ray_cluster import RayConnection
-connection = RayConnection("127.0.0.1:1", False)
+connection = RayConnection(RunningRay("127.0.0.1:1"))
 try:
     connection.wait()
 except ClusterError as error:

@@ -86,7 +86,7 @@ def documents():
         (["sweep", "tiny.py", "--timeout-s", "0"], 2, "'--timeout-s': must be greater than 0, got 0"),
         (["sweep", "tiny.py", "--timeout-s", "nan"], 2, "'--timeout-s': must be greater than 0, got nan"),
         (["sweep", "tiny.py", "--seed", "-1"], 2, "'--seed': must be from 0 to 2**32 - 1, got -1"),
-        (["sweep", "tiny.py", "--cluster", "spark"], 2, "'--cluster': 'spark' is not one of"),
+        (["sweep", "tiny.py", "--cluster", "yarn"], 2, "'--cluster': 'yarn' is not one of"),
         (["sweep", "tiny.py", "--protocol", "mine"], 2, "'--protocol': 'mine' is not one of"),
         (["sweep", "tiny.py", "--set", "sweep.seed"], 2, "'--set': must be PATH=VALUE, got 'sweep.seed'"),
         (["sweep", "no-such"], 1, "unknown experiment, got 'no-such'"),

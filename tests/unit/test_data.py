@@ -265,24 +265,30 @@ def test_same_content_same_sha_whatever_the_format(tmp_path: Path, context: Data
     table[2:].to_parquet(tmp_path / "many" / "1.parquet", index=False)
     deltalake.write_deltalake(tmp_path / "delta", pa.Table.from_pandas(table, preserve_index=False))
 
-    class LikeSpark:
-        def toPandas(self) -> pd.DataFrame:
-            return table
-
-    class LikeSpark4(LikeSpark):
-        def toArrow(self) -> pa.Table:
-            return pa.Table.from_pandas(table)
-
     def from_arrow() -> Any:
         return pa.Table.from_pandas(table)
 
     loads: list[Any] = [str(tmp_path / name) for name in ("comma.csv", "german.csv", "one.parquet", "indexed.parquet", "many", "delta")]
-    loads += [lambda: table, from_arrow, LikeSpark, LikeSpark4, lambda: tmp_path / "one.parquet"]
+    loads += [lambda: table, from_arrow, lambda: tmp_path / "one.parquet"]
     sources = [load_data(experiment(load, time="when"), context).source for load in loads]
     assert len({source.sha256 for source in sources}) == 1
-    assert [source.kind for source in sources] == ["file"] * 6 + ["function"] * 5
+    assert [source.kind for source in sources] == ["file"] * 6 + ["function"] * 3
     changed = load_data(experiment(lambda: frame(x=range(6))), context).source
     assert changed.sha256 != load_data(experiment(lambda: frame()), context).source.sha256 != sources[0].sha256
+
+
+def test_a_delta_table_has_no_order_and_is_given_one(tmp_path: Path, context: DataContext) -> None:
+    import deltalake
+    import pyarrow as pa
+
+    table = frame(x=[1.5, 2.5, None, 0.0, -0.0, 2.5], flag=[1, 0, 1, 1, 1, 0], y=[0, 1, 0, 1, 1, 1], tags=[[1]] * 6)
+    for name, rows in {"one": table, "two": table[::-1].assign(tags=[[2]] * 6)}.items():
+        deltalake.write_deltalake(tmp_path / name, pa.Table.from_pandas(rows, preserve_index=False))
+    for exclude, key in ((("tags",), "id"), (("tags", "id"), None)):
+        loads = [load_data(experiment(str(tmp_path / name), key=key, exclude=exclude), context) for name in ("one", "two")]
+        assert loads[0].source.sha256 == loads[1].source.sha256
+        assert loads[0].features.shape == (6, 2)
+    assert load_data(experiment(str(tmp_path / "two"), exclude=("tags",)), context).label.tolist() == [0, 1, 0, 1, 1, 1]
 
 
 def test_data_option_replaces_a_path_and_reaches_a_function(tmp_path: Path, context: DataContext) -> None:
@@ -442,6 +448,7 @@ def test_delimiter_and_decimal_sign_are_found_out(text: str, expected: list[floa
 
 def test_what_is_not_there(tmp_path: Path, context: DataContext) -> None:
     refused(str(tmp_path / "none.csv"), "no such file, folder or table", context)
+    refused("sales.churn", "no such file, folder or table, got 'sales.churn'; check the path, or name catalog.schema.table", context)
     refused("main.sales.churn", "a table name needs an active Spark session, got 'main.sales.churn' and none", context)
     (tmp_path / "empty").mkdir()
     refused(str(tmp_path / "empty"), "a folder must hold Parquet files or a Delta table", context)

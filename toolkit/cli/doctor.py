@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from toolkit.cli.output import answer_stream, write_json, write_rows
+from toolkit.cli.spark import SparkConf, SparkMaster, conf_of
+
+
+class ClusterName(StrEnum):
+    LOCAL = "local"
+    SPARK = "spark"
 
 
 def doctor(
+    cluster: Annotated[
+        ClusterName, typer.Option(metavar="|".join(ClusterName), help="spark: also what a sweep on that cluster would check first.")
+    ] = ClusterName.LOCAL,
+    spark_master: SparkMaster = None,
+    spark_conf: SparkConf = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
 ) -> None:
     """Check that this machine is ready.
@@ -22,7 +34,8 @@ def doctor(
         from toolkit.doctor import doctor as examine
         from toolkit.settings import Settings
 
-        diagnosis = examine(Settings.read())
+        wanted = cluster is ClusterName.SPARK or spark_master is not None
+        diagnosis = examine(Settings.read(), spark=wanted, spark_master=spark_master, spark_conf=conf_of(spark_conf))
         if as_json:
             write_json(answer, diagnosis.as_json())
         else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.output import answer_stream, write_json, write_rows
+from toolkit.cli.spark import SparkConf, SparkMaster, conf_of
 
 if TYPE_CHECKING:
     from toolkit.core.result import SweepResult
@@ -20,6 +21,7 @@ class ClusterName(StrEnum):
     AUTO = "auto"
     INPROCESS = "inprocess"
     LOCAL = "local"
+    SPARK = "spark"
 
 
 class ProtocolName(StrEnum):
@@ -63,7 +65,11 @@ def sweep(
         int | None,
         typer.Option(callback=_at_least_one, metavar="N", help="Trials at once [sweep.concurrency]; default: as many as there are slots."),
     ] = None,
-    cluster: Annotated[ClusterName, typer.Option(metavar=_names(ClusterName), help="In this process or on local Ray.")] = ClusterName.AUTO,
+    cluster: Annotated[
+        ClusterName, typer.Option(metavar=_names(ClusterName), help="In this process, on local Ray, or on Spark.")
+    ] = ClusterName.AUTO,
+    spark_master: SparkMaster = None,
+    spark_conf: SparkConf = None,
     timeout_s: Annotated[
         float | None, typer.Option(callback=_positive, metavar="SECONDS", help="End the search then; what is finished counts.")
     ] = None,
@@ -105,6 +111,8 @@ def sweep(
                 chosen,
                 protocol=protocol.value,
                 cluster=cluster.value,
+                spark_master=spark_master,
+                spark_conf=conf_of(spark_conf),
                 resume=resume,
                 study=study,
                 data=data,

@@ -222,9 +222,26 @@ class Costs:
 
 @dataclass(frozen=True, config=FROZEN)
 class Cluster:
-    """The Ray cluster. `dashboard` costs start-up time and memory."""
+    """The Ray cluster. The counts are for `--cluster spark`, where a worker is one Ray node, which fills one Spark executor.
+
+    Attributes:
+        dashboard: Ray's own; costs start-up time and memory.
+        max_workers: at most so many; None: one an executor that is there at the start.
+        min_workers: the search begins with so many, and fails with fewer. Below `max_workers`, more are added while trials wait, and idle
+            ones given back. None: `max_workers` are asked for, and whatever comes will do.
+        start_timeout_s: how long nothing may happen, while workers start or when all of them are lost, before the sweep gives up.
+    """
 
     dashboard: bool = False
+    min_workers: PositiveInt | None = None
+    max_workers: PositiveInt | None = None
+    start_timeout_s: PositiveSeconds = 120.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Cluster:
+        if self.min_workers is not None and self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ExperimentError("cluster.min_workers: at most cluster.max_workers", got=f"{self.min_workers} and {self.max_workers}")
+        return self
 
 
 @dataclass(frozen=True, config=FROZEN)

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from toolkit.core.experiment import Sweep
 from toolkit.core.study import Listener, Proposal, Study, TrialRecord, TrialResult, TrialState
 
-StopReason = Literal["timeout", "interrupt", "failures", "tracking"]
+StopReason = Literal["timeout", "interrupt", "failures", "tracking", "cluster"]
 
 TOOK_TOO_LONG = "TrialTimeout: the trial took longer than sweep.trial_timeout_s"
 

@@ -7,14 +7,19 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from toolkit.core.data import TrialData
 from toolkit.core.errors import ClusterError
-from toolkit.core.experiment import Custom, Experiment, Metric, Model, Protocol
+from toolkit.core.experiment import Cluster, Custom, Experiment, Metric, Model, Protocol
 from toolkit.core.search import Runner
 from toolkit.core.trial import Trainer
 
-REPORTED_VERSIONS = ("ray-spark-toolkit", "ray", "optuna", "mlflow", "xgboost", "scikit-learn", "pandas", "numpy")
+if TYPE_CHECKING:
+    from toolkit.engines.ray_cluster import RayConnection
+    from toolkit.engines.spark_session import SparkCluster
+
+REPORTED_VERSIONS = ("ray-spark-toolkit", "ray", "optuna", "mlflow", "xgboost", "scikit-learn", "pandas", "numpy", "pyspark")
 
 
 def make_trainer(experiment: Experiment, protocol: Protocol) -> Callable[[], Trainer]:
@@ -49,6 +54,22 @@ def ray_runner(experiment: Experiment, protocol: Protocol, data: TrialData, num_
     from toolkit.engines.ray_trials import RayRunner
 
     return RayRunner(make_trainer(experiment, protocol), data, experiment.sweep, num_slots, user_modules(experiment))
+
+
+def connect_ray(address: str | None, cluster: Cluster) -> RayConnection:
+    """A local Ray, or the one at `address`."""
+    from toolkit.engines.ray_cluster import LocalRay, RayConnection, RunningRay
+
+    return RayConnection(LocalRay(cluster.dashboard) if address is None else RunningRay(address))
+
+
+def connect_ray_on_spark(spark: SparkCluster, cluster: Cluster, data_bytes: int, wanted_workers: int | None) -> tuple[RayConnection, int]:
+    """A Ray on the executors, and of how many workers it will be at most. `data_bytes`: what each has to hold."""
+    from toolkit.engines.ray_cluster import RayConnection
+    from toolkit.engines.ray_on_spark import RayOnSpark
+
+    source = RayOnSpark(spark, cluster, data_bytes, wanted_workers)
+    return RayConnection(source), source.max_workers
 
 
 def slots(experiment: Experiment, num_cpus: float, num_gpus: float | None) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import ray
 from ray._private.node import Node
 from ray.util import register_serializer
 
@@ -25,16 +26,23 @@ UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
 
 
 @contextmanager
-def only_needed_services() -> Iterator[None]:
-    """While it lasts, `ray.init` starts a head without `UNUSED_SERVICES`."""
-    kept = {name: getattr(Node, name) for name in UNUSED_SERVICES}
-    for name in UNUSED_SERVICES:
+def only_needed_services(dashboard: bool = False, monitor: bool = False) -> Iterator[None]:
+    """While it lasts, a head starts without `UNUSED_SERVICES`, but for those that are asked for."""
+    asked_for = {"start_api_server": dashboard, "start_monitor": monitor, "start_log_monitor": dashboard}
+    kept = {name: getattr(Node, name) for name in UNUSED_SERVICES if not asked_for[name]}
+    for name in kept:
         setattr(Node, name, lambda self, **options: None)
     try:
         yield
     finally:
         for name, method in kept.items():
             setattr(Node, name, method)
+
+
+def dead_head_processes() -> list[str]:
+    """Parts of the head that this process has started with `ray.init`, and that have died since."""
+    node = ray._private.worker._global_node
+    return [str(kind) for kind, _ in node.dead_processes()] if node is not None else []
 
 
 def register_actor(shared: Shared) -> str:

@@ -13,6 +13,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -46,6 +51,10 @@ from toolkit.core.search import TOOK_TOO_LONG, Search
 from toolkit.core.study import TrialResult
 from toolkit.engines.ray_patches import register_actor
 from toolkit.engines.ray_trial_actor import MakeTrainer, Shared
+
+_LOOK_EVERY_S = 0.1
+# What a Tune that still answers needs to end by itself, when its cluster has failed.
+_LAST_WORDS_S = 3.0
 
 
 @dataclass
@@ -88,13 +97,38 @@ class RayRunner:
                 ),
             )
             try:
-                tuner.fit()
+                _fit(tuner, search)
             except TuneError as error:
                 # Whatever is raised in Tune's callbacks, it turns into text; the study's refusal (a full disk) stands behind that.
                 raise _user_error_behind(error) or error from error
             finally:
-                adapter.kill_running()
+                with adapter.lock:
+                    adapter.is_closed = True
+                if search.stopping != "cluster":
+                    adapter.kill_running()
                 search.requeue_running()
+
+
+def _fit(tuner: tune.Tuner, search: Search) -> None:
+    """In a thread, so that it can be left behind: a Ray whose head has died answers nothing, and Tune would wait for it."""
+    done: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=fit, name="tune", daemon=True).start()
+    left_s = _LAST_WORDS_S
+    while left_s > 0:
+        with suppress(FutureTimeout):
+            done.result(timeout=_LOOK_EVERY_S)
+            return
+        if search.stopping == "cluster":
+            left_s -= _LOOK_EVERY_S
 
 
 def _user_error_behind(error: BaseException | None) -> UserError | None:
@@ -103,12 +137,20 @@ def _user_error_behind(error: BaseException | None) -> UserError | None:
     return error
 
 
+class _SearchIsOver(Exception):
+    """Ends Tune's thread, where it was left behind."""
+
+
 class _Adapter:
     """Tune's trial ids against the study's numbers; shared by the four roles that Tune asks for."""
 
     def __init__(self, search: Search, stepped: bool) -> None:
         self.search = search
         self.stepped = stepped
+        self.lock = threading.Lock()
+        """Held while Tune's thread is in the search."""
+        self.is_closed = False
+        """The search is over: what Tune's thread still has to say is not heard."""
         self.numbers: dict[str, int] = {}
         self.num_retries: dict[int, int] = {}
         self.actors: dict[str, Any] = {}
@@ -124,6 +166,14 @@ class _Adapter:
     def number_of(self, trial: Trial) -> int:
         return self.numbers[trial.trial_id]
 
+    @contextmanager
+    def telling(self) -> Iterator[Search]:
+        """The search, for Tune's thread to tell it something."""
+        with self.lock:
+            if self.is_closed:
+                raise _SearchIsOver
+            yield self.search
+
     def kill_running(self) -> None:
         for actor in self.actors.values():
             ray.kill(actor)
@@ -138,7 +188,8 @@ class _StudySearch(Searcher):
         self._adapter = adapter
 
     def suggest(self, trial_id: str) -> Any:
-        proposal = self._adapter.search.next_proposal()
+        with self._adapter.telling() as search:
+            proposal = search.next_proposal()
         if proposal is None:
             return Searcher.FINISHED
         self._adapter.numbers[trial_id] = proposal.number
@@ -149,7 +200,8 @@ class _StudySearch(Searcher):
         number = self._adapter.numbers[trial_id]
         told = (result or {}).get("result")
         if isinstance(told, TrialResult) and told.number == number:
-            self._adapter.search.ended(told, self._adapter.num_retries.get(number, 0))
+            with self._adapter.telling() as search:
+                search.ended(told, self._adapter.num_retries.get(number, 0))
 
     def save(self, checkpoint_path: str) -> None:
         """Tune saves searchers with its snapshots; the journal is ours."""
@@ -167,7 +219,8 @@ class _StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         told: TrialResult = result["result"]
-        stop = self._adapter.search.reported(told.number, result["step"], told.values[0])
+        with self._adapter.telling() as search:
+            stop = search.reported(told.number, result["step"], told.values[0])
         return FIFOScheduler.STOP if stop else FIFOScheduler.CONTINUE
 
 
@@ -179,7 +232,8 @@ class _Controls(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._adapter.actors[trial.trial_id] = trial.temporary_state.ray_actor
-        self._adapter.search.started(self._adapter.number_of(trial))
+        with self._adapter.telling() as search:
+            search.started(self._adapter.number_of(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._adapter.number_of(trial)
@@ -192,18 +246,19 @@ class _Controls(Callback):
         cause = trial.get_pickled_error() if trial.pickled_error_file else None
         retries = self._adapter.num_retries.get(number, 0)
         reason = f"{type(cause).__name__}: {cause}" if cause else "unknown cause"
-        self._adapter.search.lost(number, f"the trial's process died {retries + 1} times; last: {reason}", retries)
+        with self._adapter.telling() as search:
+            search.lost(number, f"the trial's process died {retries + 1} times; last: {reason}", retries)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        search = self._adapter.search
-        overdue = search.overdue()
+        overdue = self._adapter.search.overdue()
         if not overdue:
             return
         # One that waits for a new process, after its own died, is PENDING: its clock starts again with the process.
         for trial in [trial for trial in trials if trial.status == Trial.RUNNING]:
             number = self._adapter.number_of(trial)
             if number in overdue:
-                search.lost(number, TOOK_TOO_LONG, self._adapter.num_retries.get(number, 0))
+                with self._adapter.telling() as search:
+                    search.lost(number, TOOK_TOO_LONG, self._adapter.num_retries.get(number, 0))
                 # Its death is wanted: Tune must not start it again.
                 trial.max_failures = 0
                 ray.kill(self._adapter.actors[trial.trial_id])
@@ -219,6 +274,8 @@ class _StopWhenStopping(Stopper):
     def stop_all(self) -> bool:
         if self._adapter.search.stopping is None:
             return False
+        if self._adapter.search.stopping == "cluster":
+            return True
         # Tune would wait for each of them, and give up on one that hangs after 10 s only.
         self._adapter.kill_running()
         return True

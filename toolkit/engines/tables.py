@@ -1,6 +1,7 @@
 """Whatever `Dataset.load` is, read into a frame: pandas, Arrow, Spark DataFrames, CSV, Parquet, Delta, table names.
 
-What the frame must hold is checked in `core.encoding`.
+What the frame must hold is checked in `core.encoding`. Files keep their rows' order. A Delta or Spark table has none: its rows are sorted
+by `dataset.key` or, without one, by all columns, so that every reading gives the same `data.sha256` and the same split.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from toolkit.core.encoding import encode, refuse_names, repeated
 from toolkit.core.errors import DataError, UserError
 from toolkit.core.experiment import Dataset, Experiment
 from toolkit.core.recipes import FILE_MODULE
+from toolkit.engines.spark_session import active_session
 
 DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
-TABLE_NAME = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
+TABLE_NAME = re.compile(r"([\w-]+\.){1,2}[\w-]+")
+FILE_ENDINGS = (".csv", ".delta", ".gz", ".json", ".parquet", ".tsv", ".txt", ".zip")
 SNIFFED_BYTES = 1 << 16
 
 
@@ -55,21 +58,30 @@ def load_data(experiment: Experiment, context: DataContext) -> LoadedData:
 
 def read_table(name: str | Path) -> pd.DataFrame:
     """Read a CSV file (UTF-8; delimiter and decimal sign are found out), a Parquet file or folder, a Delta folder, or
-    `catalog.schema.table` through the active Spark session.
+    `catalog.schema.table` or `schema.table` through the active Spark session.
+
+    A Delta or Spark table comes sorted by all its columns, for it has no order of its own.
 
     Raises:
-        DataError: there is no such thing, it is empty, or cannot be read.
+        DataError: there is no such thing, it is empty, cannot be read, or is too large for the driver (`spark_tables.collect`).
     """
+    return _read(name, None)
+
+
+# ---- reading
+
+
+def _read(name: str | Path, dataset: Dataset | None) -> pd.DataFrame:
     path = Path(name).expanduser()
     if not path.exists():
-        if TABLE_NAME.fullmatch(str(name)) and path.suffix not in (".csv", ".parquet"):
-            return _read_spark_table(str(name))
+        if _is_table(name):
+            return _read_spark_table(str(name), dataset)
         raise DataError(
             "data: no such file, folder or table", got=repr(str(name)), next_step="check the path, or name catalog.schema.table"
         )
     try:
         if path.is_dir():
-            return _read_folder(path)
+            return _read_folder(path, dataset)
         with path.open("rb") as file:
             magic = file.read(4)
         if not magic:
@@ -79,12 +91,16 @@ def read_table(name: str | Path) -> pd.DataFrame:
         raise DataError("data: cannot be read", got=f"{path}: {error.strerror or error}", next_step="check the file") from error
 
 
-# ---- reading
+def _is_table(name: str | Path) -> bool:
+    """Whether a name stands for a Spark table, not a path. Two parts only where a session could know them: `data.old` is a file's too."""
+    if not TABLE_NAME.fullmatch(str(name)) or str(name).endswith(FILE_ENDINGS) or Path(name).expanduser().exists():
+        return False
+    return str(name).count(".") == 2 or active_session() is not None
 
 
-def _read_folder(path: Path) -> pd.DataFrame:
+def _read_folder(path: Path, dataset: Dataset | None) -> pd.DataFrame:
     if (path / "_delta_log").is_dir():
-        return _read_delta(path)
+        return _read_delta(path, dataset)
     if next(path.rglob("*.parquet"), None) is None:
         raise DataError("data: a folder must hold Parquet files or a Delta table", got=str(path), next_step="name the file itself")
     return _read_parquet(path)
@@ -102,50 +118,46 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _read_delta(path: Path) -> pd.DataFrame:
+def _read_delta(path: Path, dataset: Dataset | None) -> pd.DataFrame:
+    from toolkit.engines.arrow_frames import ordered_frame
+
     if importlib.util.find_spec("deltalake") is None:
-        session = _active_spark()
+        session = active_session()
         if session is None:
             raise DataError(
                 "data: a Delta table needs the package deltalake or an active Spark session",
                 got=f"{path} and neither",
                 next_step="pip install deltalake",
             )
-        return _from_spark(lambda: session.read.format("delta").load(str(path)), str(path))
+        from toolkit.engines import spark_tables
+
+        return spark_tables.read_delta(session, path, **_ordering(dataset))
     import deltalake
     from deltalake.exceptions import DeltaError
 
     try:
-        frame: pd.DataFrame = deltalake.DeltaTable(path).to_pyarrow_table().to_pandas()
+        table = deltalake.DeltaTable(path).to_pyarrow_table()
     except DeltaError as error:
         raise DataError("data: not a readable Delta table", got=f"{path}: {error}", next_step="read it with Spark") from error
-    return frame
+    return ordered_frame(table, **_ordering(dataset))
 
 
-def _active_spark() -> Any:
-    """The running session, if the process has one. Without pyspark loaded it has none, so that nothing is imported here."""
-    module = sys.modules.get("pyspark.sql")
-    return None if module is None else module.SparkSession.getActiveSession()
+def _ordering(dataset: Dataset | None) -> dict[str, Any]:
+    """What the rows of a table without an order are sorted by."""
+    return {} if dataset is None else {"key": dataset.key, "exclude": dataset.exclude}
 
 
-def _read_spark_table(name: str) -> pd.DataFrame:
-    session = _active_spark()
+def _read_spark_table(name: str, dataset: Dataset | None) -> pd.DataFrame:
+    session = active_session()
     if session is None:
         raise DataError(
             "data: a table name needs an active Spark session",
             got=f"{name!r} and none",
             next_step="run it where Spark runs (Databricks), or name a file",
         )
-    return _from_spark(lambda: session.table(name), name)
+    from toolkit.engines import spark_tables
 
-
-def _from_spark(read: Callable[[], Any], name: str) -> pd.DataFrame:
-    try:
-        return _as_frame(read(), name)
-    except UserError:
-        raise
-    except Exception as error:  # Spark's own tree differs between classic and Connect; its first line names the reason
-        raise DataError("data: Spark cannot read it", got=f"{name}: {str(error).splitlines()[0]}") from error
+    return spark_tables.read_table(session, name, **_ordering(dataset))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -227,9 +239,8 @@ def _fetch(load: str | Path | Callable[..., Any], context: DataContext, field: s
             result = Loaded(result, "function", f"{load.__module__.removeprefix(FILE_MODULE)}:{name}")
     else:
         path = context.data or load
-        is_table = not Path(path).expanduser().exists() and TABLE_NAME.fullmatch(str(path))
-        result = Loaded(path, "table" if is_table else "file", str(path))
-    frame = _as_frame(result.table, field)
+        result = Loaded(path, "table" if _is_table(path) else "file", str(path))
+    frame = _as_frame(result.table, field, dataset)
     # An index is no column. One with a name that the dataset uses is: pandas writes it to Parquet and reads it back as an index.
     wanted = [name for name in frame.index.names if name in dataset.not_features and name not in frame.columns]
     frame = frame.reset_index(level=wanted).reset_index(drop=True) if wanted else frame.reset_index(drop=True)
@@ -270,17 +281,19 @@ def _call(load: Callable[..., Any], context: DataContext, field: str) -> Any:
         ) from error
 
 
-def _as_frame(table: Any, field: str) -> pd.DataFrame:
+def _as_frame(table: Any, field: str, dataset: Dataset) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         return table
     if isinstance(table, str | Path):
-        return read_table(table)
-    if hasattr(table, "toArrow"):  # Spark 4; `toPandas` would go row by row unless a setting says otherwise
-        table = table.toArrow()
-    for method in ("to_pandas", "toPandas"):
-        if hasattr(table, method):
-            frame: pd.DataFrame = getattr(table, method)()
-            return frame
+        return _read(table, dataset)
+    if "pyspark.sql" in sys.modules:
+        from toolkit.engines import spark_tables
+
+        if spark_tables.is_frame(table):
+            return spark_tables.collect(table, field, **_ordering(dataset))
+    if hasattr(table, "to_pandas"):
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
     raise DataError(
         f"{field}: must give a pandas frame, an Arrow table, a Spark DataFrame, a path or a table name", got=type(table).__name__
     )

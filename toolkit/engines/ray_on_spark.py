@@ -1,0 +1,383 @@
+"""Ray on a Spark cluster: the head in this process's keeping, one Ray node an executor, and nothing left of either afterwards.
+
+The parts are `ray.util.spark`'s: its job server (each Ray node is a Spark job of one task), its node provider and its autoscaler. How they
+are put together is ours. Ray's own `setup_ray_cluster` sleeps 20 s after it has started the head, and goes through four more interpreters
+on the way to the first worker; its memory and cores are the host's, not the executor's (see docs/decisions/0004). All of it is private to
+Ray, pinned to 2.60 and watched by `tests/engines/test_ray_patches.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray._private import services
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
+from ray.autoscaler._private.spark import spark_job_server
+from ray.autoscaler._private.spark.node_provider import HEAD_NODE_ID, SparkNodeProvider
+from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.exceptions import RpcError
+from ray.util.spark import cluster_init
+
+from toolkit.core.errors import ClusterError
+from toolkit.core.experiment import Cluster
+from toolkit.engines.ray_patches import only_needed_services
+from toolkit.engines.ray_spark_node import remove_when_last
+from toolkit.engines.spark_session import SparkCluster
+
+_WORKER = "ray.worker"
+_GROUP = "ray-on-spark"
+_POLL_S = 0.05
+_RELAUNCH_EVERY_S = 2.0
+_GCS_TIMEOUT_S = 2.0
+# Longer than a node takes from its Spark task's first line to its registration.
+_UNREACHABLE_S = 60.0
+_IDLE_TIMEOUT_MINUTES = 1.0
+_HEAD_MEMORY_BYTES = 2**30
+_JOB_SERVER = "ray.autoscaler._private.spark.spark_job_server"
+
+_logger = logging.getLogger("toolkit")
+
+
+@dataclass(frozen=True)
+class WorkerShape:
+    num_cpus: int
+    memory_bytes: int
+    object_store_bytes: int
+
+
+class RayOnSpark:
+    """Implements `ray_cluster.RaySource` on the executors of `spark`.
+
+    Args:
+        data_bytes: what each node's object store must hold.
+        wanted_workers: more would have nothing to do; None: one an executor.
+    """
+
+    def __init__(self, spark: SparkCluster, cluster: Cluster, data_bytes: int, wanted_workers: int | None = None) -> None:
+        self._spark = spark
+        self._cluster = cluster
+        self._shape = WorkerShape(spark.cores_per_worker, spark.memory_bytes_per_worker, _object_store_bytes(spark, data_bytes))
+        room = spark.num_workers
+        self.max_workers = cluster.max_workers or max(min(room, wanted_workers or room), cluster.min_workers or 1)
+        self.min_workers = cluster.min_workers or self.max_workers
+        self._accepted = cluster.min_workers or 1
+        self._stack = ExitStack()
+        self._head: Node | None = None
+        self._server: Any = None
+        self._ended = threading.Event()
+        self._launched_s: list[float] = []
+        self._last_alive_s = time.monotonic()
+        self._missing_since_s: dict[str, float] = {}
+
+    # --- start ------------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Returns with `ray` connected and the workers counted.
+
+        Raises:
+            ClusterError: fewer than `cluster.min_workers`, or none, came up.
+        """
+        ip = services.resolve_ip_for_localhost(socket.gethostbyname(self._spark.session.conf.get("spark.driver.host")))
+        port = _free_port(ip)
+        self._temp_dir = self._make_temp_dir(port)
+        environ = self._authenticate()
+        self._server = self._serve_jobs(ip, environ)
+        config = self._autoscaling_config(ip, port)
+        self._provider = SparkNodeProvider(config["provider"], "toolkit")
+        self._node_config = config["available_node_types"][_WORKER]
+        # Executors start interpreters and import while the head starts here.
+        self._launch(self.min_workers)
+        self._head = self._start_head(ip, port, config)
+        ray.init(address=f"{ip}:{port}", log_to_driver=False, logging_level=logging.ERROR)
+        self._stack.callback(ray.shutdown)
+        self._wait_for_workers()
+
+    def _make_temp_dir(self, port: int) -> Path:
+        """Of the same name on all hosts. Ray's sockets lie below it, so it must be short."""
+        root = cluster_init._create_hook_entry(is_global=False).get_default_temp_root_dir()
+        path = Path(root) / f"ray-{port}-{secrets.token_hex(3)}"
+        path.mkdir(mode=0o700)
+        lock = path.with_suffix(".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        self._stack.callback(lock.close)
+        self._stack.callback(remove_when_last, path, lock.fileno())
+        return path
+
+    def _authenticate(self) -> dict[str, str]:
+        """Without a token anybody on the network could run code on the cluster. Ray on Spark passes none on, so that one earlier local
+        `ray.init`, which turns tokens on, would leave head and workers in different modes."""
+        kept = {name: os.environ.pop(name, None) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+        environ = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+        def apply(values: dict[str, str | None]) -> None:
+            for name, value in values.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+            Config.initialize("")
+            AuthenticationTokenLoader.instance().reset_cache()
+
+        apply(dict(environ))
+        self._stack.callback(apply, kept)
+        return environ
+
+    def _serve_jobs(self, ip: str, environ: dict[str, str]) -> Any:
+        server = spark_job_server.SparkJobServer((ip, 0), self._spark.session, environ)
+        ours = self._run_node
+        theirs = spark_job_server._start_ray_worker_nodes
+        spark_job_server._start_ray_worker_nodes = ours
+        # It warns of every job that ends, and sets its own level with each request.
+        logging.getLogger(_JOB_SERVER).disabled = True
+        logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", "Spark session is not provided")
+        threading.Thread(target=server.serve_forever, name="spark-job-server", daemon=True).start()
+
+        def stop() -> None:
+            spark_job_server._start_ray_worker_nodes = theirs
+            self._end_workers()
+            server.server_close()
+
+        self._stack.callback(stop)
+        return server
+
+    def _end_workers(self) -> None:
+        """Cancel their Spark jobs; once, although both the head and the server need it done before they go."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self._server.shutdown()
+
+    def _autoscaling_config(self, ip: str, port: int) -> dict[str, Any]:
+        shape = self._shape
+        resources = {"CPU": shape.num_cpus, "GPU": 0, "memory": shape.memory_bytes, "object_store_memory": shape.object_store_bytes}
+        config: dict[str, Any] = cluster_init.AutoscalingCluster(
+            head_resources={"CPU": 0, "GPU": 0, "memory": _HEAD_MEMORY_BYTES, "object_store_memory": shape.object_store_bytes},
+            worker_node_types={
+                _WORKER: {"resources": resources, "node_config": {}, "min_workers": self.min_workers, "max_workers": self.max_workers}
+            },
+            extra_provider_config={
+                "ray_head_ip": ip,
+                "ray_head_port": port,
+                "cluster_unique_id": self._temp_dir.name,
+                "using_stage_scheduling": True,
+                "ray_temp_dir": str(self._temp_dir),
+                "worker_node_options": {},
+                "collect_log_to_path": None,
+                "spark_job_server_port": self._server.server_address[1],
+            },
+            upscaling_speed=float(self.max_workers),
+            idle_timeout_minutes=_IDLE_TIMEOUT_MINUTES,
+        )._config
+        return config
+
+    def _launch(self, count: int) -> None:
+        node = self._node_config
+        self._launched_s += [time.monotonic()] * count
+        self._provider.create_node_with_resources_and_labels({}, {TAG_RAY_USER_NODE_TYPE: _WORKER}, count, node["resources"], {})
+
+    def _run_node(self, *, spark_job_group_id: str, ray_head_ip: str, ray_head_port: int, node_id: str, **_: Any) -> str | None:
+        """In place of Ray's own: one Spark task that holds one Ray node. Returns when the node has ended, with its last words."""
+        hook = cluster_init._create_hook_entry(is_global=False)
+        hook.on_spark_job_created(spark_job_group_id)
+        task = _node_task(
+            server=f"http://{ray_head_ip}:{self._server.server_address[1]}",
+            group=spark_job_group_id,
+            node_id=node_id,
+            environ={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **self._server.ray_node_custom_env},
+            options={
+                "head_ip": ray_head_ip,
+                "head_port": ray_head_port,
+                "temp_dir": str(self._temp_dir),
+                "num_cpus": self._shape.num_cpus,
+                "memory_bytes": self._shape.memory_bytes,
+                "object_store_bytes": self._shape.object_store_bytes,
+                "resources": {"NODE_ID_AS_RESOURCE": int(node_id)},
+            },
+        )
+        words = self._spark.run_task(task, self._shape.num_cpus, group=spark_job_group_id, description=f"Ray node {node_id} of the toolkit")
+        self._server.last_worker_error = words[0] if words else None
+        return None
+
+    def _start_head(self, ip: str, port: int, config: dict[str, Any]) -> Node:
+        scales = self.min_workers < self.max_workers
+        path = self._temp_dir / "autoscaling.json"
+        path.write_text(json.dumps(config))
+        with only_needed_services(dashboard=self._cluster.dashboard, monitor=scales):
+            node = Node(
+                RayParams(
+                    node_ip_address=ip,
+                    gcs_server_port=port,
+                    num_cpus=0,
+                    num_gpus=0,
+                    memory=_HEAD_MEMORY_BYTES,
+                    object_store_memory=self._shape.object_store_bytes,
+                    resources={"NODE_ID_AS_RESOURCE": HEAD_NODE_ID},
+                    temp_dir=str(self._temp_dir),
+                    include_dashboard=self._cluster.dashboard,
+                    include_log_monitor=False,  # type: ignore[arg-type]  # Ray's own callers pass a bool
+                    no_monitor=not scales,
+                    autoscaling_config=str(path) if scales else None,
+                ),
+                head=True,
+                shutdown_at_exit=False,
+                spawn_reaper=True,
+            )
+        self._stack.callback(node.kill_all_processes, check_alive=False, allow_graceful=True, wait=True)
+        self._stack.callback(self._end_workers)
+        self._gcs = GcsClient(address=f"{ip}:{port}")
+        return node
+
+    def _wait_for_workers(self) -> None:
+        last_progress_s, before = time.monotonic(), 0
+        while (alive := len(self._alive_workers())) < self.min_workers:
+            if alive > before:
+                last_progress_s, before = time.monotonic(), alive
+            self._replace_lost()
+            waited = time.monotonic() - last_progress_s
+            if reason := self._head_failure():
+                raise ClusterError("Ray must start", got=reason, next_step="see `toolkit doctor --cluster spark`")
+            if waited > self._cluster.start_timeout_s or self._keeps_failing():
+                break
+            time.sleep(_POLL_S)
+        if alive < self._accepted:
+            got = f"{alive} of {self.min_workers}" + (f", the last of the others with: {self._last_error}" if self._last_error else "")
+            raise ClusterError(
+                f"at least {self._accepted} Ray worker{'s' if self._accepted > 1 else ''} must come up on the executors",
+                got=got,
+                next_step="the executors' cores may be taken: see the master's page, or lower cluster.min_workers",
+            )
+        if alive < self.min_workers:
+            _logger.warning("%d of %d Ray workers came up: the sweep begins with these", alive, self.min_workers)
+
+    # --- while it lasts ---------------------------------------------------------------------------------------------------------
+
+    def failure(self) -> str | None:
+        """Why nothing can run on this Ray any more, or None. To be asked about once a second: it also replaces workers that were lost."""
+        if reason := self._head_failure():
+            return reason
+        try:
+            alive = self._alive_workers()
+        except RpcError:
+            return self._head_failure()  # or else: asked again in a second
+        if alive:
+            self._last_alive_s = time.monotonic()
+        elif time.monotonic() - self._last_alive_s > self._cluster.start_timeout_s:
+            return f"no Ray worker for {self._cluster.start_timeout_s:g} s" + (f": {self._last_error}" if self._last_error else "")
+        self._give_up_unreachable(alive)
+        self._replace_lost()
+        return None
+
+    def _head_failure(self) -> str | None:
+        dead = [str(kind) for kind, _ in self._head.dead_processes()] if self._head else []
+        return f"the Ray head's {' and '.join(dead)} died" if dead else None
+
+    @property
+    def _last_error(self) -> str:
+        return " ".join((self._server.last_worker_error or "").split())[-300:]
+
+    def _alive_workers(self) -> set[str]:
+        """Their node ids with the job server."""
+        nodes = self._gcs.get_all_node_info(timeout=_GCS_TIMEOUT_S, state_filter=GcsNodeInfo.GcsNodeState.ALIVE).values()
+        return {str(int(node.resources_total["NODE_ID_AS_RESOURCE"])) for node in nodes if node.resources_total.get("CPU", 0) > 0}
+
+    def _give_up_unreachable(self, alive: set[str]) -> None:
+        """A node behind a cut network: its Spark task runs on, and would keep its place."""
+        running = {node["node_id"] for node in self._server.query_nodes()["nodes"] if node["status"] == "running"}
+        now = time.monotonic()
+        self._missing_since_s = {each: self._missing_since_s.get(each, now) for each in running - alive}
+        for node_id, since_s in self._missing_since_s.items():
+            if now - since_s > _UNREACHABLE_S:
+                self._provider.terminate_node(node_id)
+
+    def _replace_lost(self) -> None:
+        """With a fixed size there is no autoscaler to do it."""
+        if self.min_workers < self.max_workers or time.monotonic() - self._launched_s[-1] < _RELAUNCH_EVERY_S:
+            return
+        missing = self.min_workers - len(self._server.query_nodes()["nodes"])
+        if missing > 0:
+            self._launch(missing)
+
+    def _keeps_failing(self) -> bool:
+        """Something is wrong with every node, not with one: three generations have ended without one coming up."""
+        return len(self._launched_s) > 3 * self.min_workers and bool(self._last_error)
+
+    # --- end --------------------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Everything that `start` has begun, also half-way. A dead head makes Ray's own shutdown wait for about 15 s."""
+        if self._head_failure():
+            assert self._head is not None
+            self._head.kill_all_processes(check_alive=False, allow_graceful=False)
+        self._stack.close()
+
+
+def _node_task(
+    server: str, group: str, node_id: str, environ: dict[str, str], options: dict[str, Any]
+) -> Callable[[Iterator[int]], Iterator[str]]:
+    def run(_: Iterator[int]) -> Iterator[str]:
+        # With the standard library only: what is imported here delays the node.
+        import collections
+        import json
+        import os
+        import subprocess
+        import sys
+        import urllib.request
+
+        def ask(path: str) -> dict[str, bool]:
+            body = json.dumps({"node_id": node_id, "spark_job_group_id": group}).encode()
+            request = urllib.request.Request(f"{server}/{path}", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return dict(json.loads(answer.read()))
+
+        # Spark runs a task again whose executor was lost; the node has been replaced by then.
+        if not ask("check_node_id_availability")["available"]:
+            return
+        ask("notify_task_launched")
+        node = subprocess.Popen(
+            [sys.executable, "-m", "toolkit.engines.ray_spark_node"],
+            env={**os.environ, **environ},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert node.stdin is not None and node.stdout is not None
+        node.stdin.write(json.dumps(options) + "\n")
+        node.stdin.close()
+        last_words = collections.deque(node.stdout, maxlen=5)
+        if node.wait():
+            yield f"exit status {node.returncode}: {''.join(last_words)}"
+
+    return run
+
+
+def _object_store_bytes(spark: SparkCluster, data_bytes: int) -> int:
+    """One copy of the data, with room for what Ray puts beside it."""
+    wanted = max(128 * 2**20, int(data_bytes * 1.3) + 64 * 2**20)
+    shared = [each.shared_memory_bytes for each in spark.executors if each.shared_memory_bytes is not None]
+    return int(min([wanted, *(0.8 * each for each in shared)]))
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,163 @@
+"""Where a sweep's trials run: chosen, checked before anything slow, started beside other work, watched, and ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Literal
+
+from toolkit.core.errors import ClusterError, UserError
+from toolkit.core.experiment import Experiment
+from toolkit.core.experiment import Protocol as SweepProtocol
+from toolkit.core.search import Runner, Search
+from toolkit.settings import Settings
+
+if TYPE_CHECKING:
+    from toolkit.core.data import TrialData
+    from toolkit.engines.ray_cluster import RayConnection
+    from toolkit.engines.spark_session import SparkCluster
+
+ClusterName = Literal["auto", "inprocess", "local", "spark"]
+
+_logger = logging.getLogger("toolkit")
+
+
+class TrialCluster:
+    """In this process, on a Ray, or on a Ray on Spark. Its methods are called in their order here."""
+
+    def __init__(
+        self, experiment: Experiment, cluster: ClusterName, spark_master: str | None, spark_conf: Mapping[str, str], settings: Settings
+    ) -> None:
+        """Raises:
+        UserError: the arguments contradict each other.
+        ClusterError: on Databricks, no session can be had to look at.
+        """
+        self._experiment = experiment
+        self._settings = settings
+        self._spark_master = spark_master
+        self._spark_conf = spark_conf
+        self._spark: SparkCluster | None = None
+        self._connection: RayConnection | None = None
+        self._spark_slots = 0
+        self.start_s = 0.0
+        """Until Ray was ready."""
+        if spark_master and cluster not in ("auto", "spark"):
+            raise UserError("--spark-master is for --cluster spark", got=f"--cluster {cluster}", next_step="leave one of them out")
+        self.kind: Literal["inprocess", "local", "spark"] = self._choose() if cluster == "auto" else cluster
+        if spark_conf and self.kind != "spark":
+            raise UserError(
+                "--spark-conf is for --cluster spark", got=f"--cluster {cluster}", next_step="add --spark-master, or leave it out"
+            )
+
+    def _choose(self) -> Literal["local", "spark"]:
+        if self._spark_master:
+            return "spark"
+        if self._settings.ray_address:
+            return "local"
+        from toolkit.engines.spark_session import has_executors
+
+        return "spark" if has_executors(open_one=self._settings.on_databricks) else "local"
+
+    def connect_spark(self, stack: ExitStack) -> None:
+        """Before the data is read: it may be a table of this session's.
+
+        Raises:
+            ClusterError: one line for whatever stands in the way, see `spark_session.connect`.
+        """
+        if self.kind != "spark":
+            return
+        from toolkit.engines import spark_session
+
+        sweep = self._experiment.sweep
+        if sweep.gpus_per_trial:
+            raise ClusterError(
+                "Ray on Spark gives trials no GPUs yet",
+                got=f"sweep.gpus_per_trial={sweep.gpus_per_trial:g}",
+                next_step="use --cluster local",
+            )
+        self._spark = spark_session.connect(
+            self._spark_master,
+            self._spark_conf,
+            app_name=f"toolkit {self._experiment.name}",
+            java_home=self._settings.java_home,
+            remote=self._settings.spark_remote,
+            wanted_cores=sweep.concurrency * sweep.cpus_per_trial if sweep.concurrency else None,
+        )
+        stack.callback(self._spark.close)
+        per_worker = int(self._spark.cores_per_worker // sweep.cpus_per_trial)
+        if per_worker < 1:
+            raise ClusterError(
+                "a trial must fit in one executor",
+                got=f"{sweep.cpus_per_trial:g} CPUs a trial, {self._spark.cores_per_worker} cores in the smallest executor",
+                next_step="lower sweep.cpus_per_trial, or raise spark.executor.cores",
+            )
+        least = self._experiment.cluster.min_workers
+        if least is not None and least > self._spark.num_workers and self._experiment.cluster.max_workers is None:
+            raise ClusterError(
+                f"cluster.min_workers={least} needs as many executors",
+                got=f"{self._spark.num_workers} of {self._spark.cores_per_worker} cores",
+                next_step="lower it, or ask Spark for more executors",
+            )
+        self._spark_slots = per_worker
+
+    def start(self, stack: ExitStack, data_bytes: int) -> None:
+        """Begin to start Ray; returns at once. The data must have been read, for Ray takes the executors' cores.
+
+        Raises:
+            ClusterError: a trial would not fit.
+        """
+        if self.kind == "inprocess":
+            return
+        from toolkit.engines import build
+
+        experiment = self._experiment
+        if self._spark is not None:
+            sweep = experiment.sweep
+            workers = -(-sweep.concurrency // self._spark_slots) if sweep.concurrency else None
+            self._connection, num_workers = build.connect_ray_on_spark(self._spark, experiment.cluster, data_bytes, workers)
+            self._spark_slots *= num_workers
+        else:
+            if self._settings.ray_address is None:
+                from toolkit.core.machine import cpu_count
+
+                build.slots(experiment, cpu_count(), num_gpus=None)
+            self._connection = build.connect_ray(self._settings.ray_address, experiment.cluster)
+        stack.callback(self._connection.stop)
+
+    def runner(self, protocol: SweepProtocol, data: TrialData) -> Runner:
+        """What executes trials; waits until Ray is ready.
+
+        Raises:
+            ClusterError: it does not start, or a trial does not fit.
+        """
+        from toolkit.engines import build
+
+        experiment = self._experiment
+        wanted = experiment.sweep.concurrency
+        if self._connection is None:
+            runner = build.local_runner(experiment, protocol, data)
+        else:
+            ready = self._connection.wait()
+            self.start_s = ready.start_s
+            num_slots = self._spark_slots or build.slots(experiment, ready.num_cpus, ready.num_gpus)
+            runner = build.ray_runner(experiment, protocol, data, min(num_slots, wanted or num_slots))
+        if wanted is not None and wanted > runner.num_slots:
+            _logger.warning(
+                "concurrency %d is more than the %d slots there are: %d trials run at once", wanted, runner.num_slots, runner.num_slots
+            )
+        return runner
+
+    def watch(self, search: Search) -> None:
+        """From now on a Ray that fails ends the search."""
+        if self._connection is not None:
+            self._connection.on_failure(lambda: search.request_stop("cluster"))
+
+    def failure(self) -> str | None:
+        """Why Ray cannot be used any more."""
+        return self._connection.failure if self._connection is not None else None
+
+    def begin_stop(self) -> None:
+        """The search is over: its processes go while this one fits the winner."""
+        if self._connection is not None:
+            self._connection.begin_stop()
