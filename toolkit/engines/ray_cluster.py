@@ -206,11 +206,12 @@ def _check_answers(address: str) -> None:
 
 def _make_temp_dir() -> str:
     """A folder named for this process; those of processes that were killed are removed on the way."""
-    for old in Path("/tmp").glob("ray-[0-9]*-*"):
-        pid = old.name.split("-")[1]
+    # Ray on Spark's own folders are named /tmp/ray-PORT-ID: not to be taken for ours.
+    for old in Path("/tmp").glob("ray-local-[0-9]*-*"):
+        pid = old.name.split("-")[2]
         if pid.isdecimal() and old.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
+    return tempfile.mkdtemp(prefix=f"ray-local-{os.getpid()}-", dir="/tmp")
 
 
 def _is_alive(pid: int) -> bool:
