@@ -394,6 +394,7 @@ BAD_FRAMES: list[tuple[Callable[[], pd.DataFrame], dict[str, Any], str]] = [
     (lambda: frame(id=[1, 2, None, 3, 4, 5]), {}, "dataset.key 'id': must not be missing"),
     (lambda: frame(g=["a", None, "b", "b", "a", "a"]), {"group": "g"}, "dataset.group 'g': must not be missing"),
     (lambda: frame(t=["2024-01-01", "soon", "2024-01-02"] * 2), {"time": "t"}, "'t': must be times or numbers, got 'soon' in row 2"),
+    (lambda: frame(t=pd.to_datetime(["2024-01-01", "9999-12-31"] * 3).astype("datetime64[us]")), {"time": "t"}, "'t': must lie between the years 1678 and 2262, .* got .*9999-12-31.* in row 2"),
 ]  # fmt: skip
 
 

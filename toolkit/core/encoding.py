@@ -243,6 +243,9 @@ def _group(column: pd.Series[Any]) -> Indices:
         ) from error
 
 
+_FIRST_TIME, _LAST_TIME = pd.Timestamp.min.ceil("D").tz_localize("UTC"), pd.Timestamp.max.floor("D").tz_localize("UTC")
+
+
 def _time(column: pd.Series[Any]) -> npt.NDArray[Any]:
     """(n,) numbers as they are, or nanoseconds since the epoch, UTC."""
     what = f"dataset.time {column.name!r}"
@@ -256,6 +259,14 @@ def _time(column: pd.Series[Any]) -> npt.NDArray[Any]:
             f"{what}: must be times or numbers",
             got=f"{_shown(_plain(column.iloc[row]))} in row {row + 1:,}",
             next_step="write times as 2024-12-31T23:59:59",
+        )
+    beyond = ~moments.between(_FIRST_TIME, _LAST_TIME)
+    if beyond.any():
+        row = int(beyond.to_numpy().argmax())
+        raise DataError(
+            f"{what}: must lie between the years 1678 and 2262, for nanoseconds since 1970 in 64 bits reach no further",
+            got=f"{_shown(_plain(column.iloc[row]))} in row {row + 1:,}",
+            next_step="replace what means never by a real time, or drop these rows in dataset.load",
         )
     nanoseconds: npt.NDArray[np.int64] = moments.dt.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)
     return nanoseconds

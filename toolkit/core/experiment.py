@@ -48,7 +48,8 @@ class Dataset:
         load: a path (CSV, Parquet, Delta), a `catalog.schema.table`, or a function of no argument or of one `DataContext` that
             returns one of these, a pandas frame, an Arrow table or a Spark DataFrame.
         label: column to predict. Binary and multiclass: any two or more values; regression: numbers.
-        key: column that identifies a row; never a feature.
+        key: column that identifies a row; never a feature. The rows of a Spark or Delta table, which have no order, are sorted by it;
+            without one by all columns.
         exclude: columns that are explored but never features (here: what the label was made from).
         time: column that orders the rows, for `Split(by="time")`; never a feature.
         group: column whose values must not be spread over parts, for `Split(by="group")`; the query of a ranking task; never a feature.
