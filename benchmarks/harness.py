@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -88,27 +89,51 @@ def ratio(measured: Mapping[str, Sequence[Mapping[str, float]]], above: str, bel
     return statistics.median(a[key] / b[below_key or key] for a, b in pairs)
 
 
-def write(name: str, question: str, arms: Sequence[Arm], figures: Sequence[Figure], notes: Sequence[str]) -> Path:
-    """Write the three files; the path of the JSON."""
+def write(
+    name: str,
+    question: str,
+    arms: Sequence[Arm],
+    figures: Sequence[Figure],
+    notes: Sequence[str],
+    *,
+    extra: Mapping[str, Any] | None = None,
+    render: Mapping[str, Callable[[Mapping[str, Any]], str]] | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """Write the three files; the path of the JSON.
+
+    Args:
+        extra: more entries of the result, for a report of the benchmark's own.
+        render: suffix (`.md`, `.html`) -> what writes it; default: `markdown` and `html` below.
+        folder: default: `results/`.
+    """
     result = {
         "name": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "question": question,
         "machine": machine(),
-        "versions": versions(),
-        "git_commit": _git_commit(),
+        "versions": {**versions(), **_rival_versions()},
+        "git_commit": git_commit(),
         "arms": [each.as_dict() for each in arms],
         "figures": [each.as_dict() for each in figures],
         "notes": list(notes),
+        **(extra or {}),
     }
-    RESULTS.mkdir(exist_ok=True)
-    for old in RESULTS.glob(f"*-{name}-{_machine_name()}.*"):
+    folder = folder or RESULTS
+    folder.mkdir(exist_ok=True, parents=True)
+    for old in folder.glob(f"*-{name}-{_machine_name()}.*"):
         old.unlink()
-    path = RESULTS / f"{result['date']}-{name}-{_machine_name()}.json"
+    path = folder / f"{result['date']}-{name}-{_machine_name()}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-    path.with_suffix(".html").write_text(html(result), encoding="utf-8")
+    for suffix, text_of in {".md": markdown, ".html": html, **(render or {})}.items():
+        path.with_suffix(suffix).write_text(text_of(result), encoding="utf-8")
     return path
+
+
+def _rival_versions() -> dict[str, str]:
+    """Of what only some benchmarks use, where it is installed."""
+    installed = {each.name.lower(): each.version for each in importlib.metadata.distributions() if each.name}
+    return {name: installed[name] for name in ("pyspark", "hyperopt") if name in installed}
 
 
 def machine() -> dict[str, Any]:
@@ -132,7 +157,7 @@ def _machine_name() -> str:
     return f"{cpu_count()}cores"
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return done.stdout.strip()
 
@@ -149,13 +174,16 @@ def markdown(result: Mapping[str, Any]) -> str:
         "| figure | value | target | met |",
         "|---|---|---|---|",
         *(
-            f"| {f['name']} | {_number(f['value'], f['unit'])} | {_target(f)} | {'yes' if f['met'] else '**no**'} |"
+            f"| {f['name']} | {number_text(f['value'], f['unit'])} | {target_text(f)} | {'yes' if f['met'] else '**no**'} |"
             for f in result["figures"]
         ),
         "",
         "| arm | median | repeats |",
         "|---|---|---|",
-        *(f"| {a['name']} | {_number(a['median'], a['unit'])} | {', '.join(f'{v:.2f}' for v in a['repeats'])} |" for a in result["arms"]),
+        *(
+            f"| {a['name']} | {number_text(a['median'], a['unit'])} | {', '.join(f'{v:.2f}' for v in a['repeats'])} |"
+            for a in result["arms"]
+        ),
         "",
         *(f"- {note}" for note in result["notes"]),
         "",
@@ -163,11 +191,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float, unit: str) -> str:
+def number_text(value: float, unit: str) -> str:
     return f"{value:.2f}{'' if unit == 'ratio' else ' ' + unit}"
 
 
-def _target(figure: Mapping[str, Any]) -> str:
+def target_text(figure: Mapping[str, Any]) -> str:
     return f"{'≤' if figure['direction'] == 'at_most' else '≥'} {figure['target']:g}"
 
 
@@ -192,12 +220,12 @@ def html(result: Mapping[str, Any]) -> str:
     for each in result["arms"]:
         longest[each["unit"]] = max(longest.get(each["unit"], 0.0), each["median"])
     figures = "".join(
-        f"<tr><td>{escape(f['name'])}</td><td class=n>{_number(f['value'], f['unit'])}</td><td class=n>{_target(f)}</td>"
+        f"<tr><td>{escape(f['name'])}</td><td class=n>{number_text(f['value'], f['unit'])}</td><td class=n>{target_text(f)}</td>"
         f"<td class={'yes' if f['met'] else 'no'}>{'met' if f['met'] else 'missed'}</td></tr>"
         for f in result["figures"]
     )
     arms = "".join(
-        f"<tr><td>{escape(a['name'])}</td><td class=n>{_number(a['median'], a['unit'])}</td><td style='width:40%'>"
+        f"<tr><td>{escape(a['name'])}</td><td class=n>{number_text(a['median'], a['unit'])}</td><td style='width:40%'>"
         f"<div class=bar style='width:{100 * a['median'] / (longest[a['unit']] or 1):.1f}%'></div></td></tr>"
         for a in result["arms"]
     )

@@ -28,11 +28,11 @@ START_TIMEOUT_S = 60.0
 class SparkStandalone:
     """One master and any number of workers, each a process in a group of its own.
 
-    `environ` is added to the environment of all of them, and so of the executors. `prefix` goes before a worker's command (`ip netns
-    exec NAME`). Use as a context manager.
+    `environ` is added to the environment of all of them, and so of the executors. `host` is the address that the master answers at. `prefix`
+    goes before a worker's command (`ip netns exec NAME`). Use as a context manager.
     """
 
-    def __init__(self, folder: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environ: Mapping[str, str] | None = None, host: str = "127.0.0.1") -> None:
         self.folder = folder
         self.environ = {
             **os.environ,
@@ -43,7 +43,7 @@ class SparkStandalone:
             **(environ or {}),
         }
         self.master_port = _free_port()
-        self.host = "127.0.0.1"
+        self.host = host
         self.workers: list[subprocess.Popen[bytes]] = []
         self._master: subprocess.Popen[bytes] | None = None
 

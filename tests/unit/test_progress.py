@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from toolkit.cli.progress import Progress, _duration
+from toolkit.cli.progress import Progress
+from toolkit.core.progress import duration
 from toolkit.core.study import Proposal, TrialRecord, TrialResult, TrialState
 
 
@@ -147,4 +148,4 @@ def test_many_threads():
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (75, "1 min 15 s"), (3700, "1 h 01 min")])
 def test_duration(seconds, text):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
