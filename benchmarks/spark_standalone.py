@@ -28,8 +28,8 @@ START_TIMEOUT_S = 60.0
 class SparkStandalone:
     """One master and any number of workers, each a process in a group of its own.
 
-    `environ` is added to the environment of all of them, and so of the executors. `host` is the address that the master answers at. `prefix`
-    goes before a worker's command (`ip netns exec NAME`). Use as a context manager.
+    `environ` is added to the environment of all of them, and so of the executors. `host` is the address that the master answers at.
+    `prefix` goes before a worker's command (`ip netns exec NAME`). Use as a context manager.
     """
 
     def __init__(self, folder: Path, environ: Mapping[str, str] | None = None, host: str = "127.0.0.1") -> None:
@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="of each worker")
     parser.add_argument("--memory-mib", type=int, default=2048, help="of each worker, for its executors' JVMs")
     options = parser.parse_args()
+    # `kill` ends it as Ctrl-C does, its processes included. (In the background of a script SIGINT is ignored.)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="spark-") as folder, SparkStandalone(Path(folder)) as cluster:
         for _ in range(options.workers):
             cluster.start_worker(options.cores, options.memory_mib)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -31,7 +32,7 @@ class TrialCluster:
     ) -> None:
         """Raises:
         UserError: the arguments contradict each other.
-        ClusterError: on Databricks, no session can be had to look at.
+        ClusterError: the dashboard is asked for and not installed; on Databricks, no session can be had to look at.
         """
         self._experiment = experiment
         self._settings = settings
@@ -48,6 +49,13 @@ class TrialCluster:
         if spark_conf and self.kind != "spark":
             raise UserError(
                 "--spark-conf is for --cluster spark", got=f"--cluster {cluster}", next_step="add --spark-master, or leave it out"
+            )
+        starts_ray = self.kind == "spark" or (self.kind == "local" and settings.ray_address is None)
+        if experiment.cluster.dashboard and starts_ray and (missing := _missing_for_dashboard()):
+            raise ClusterError(
+                "cluster.dashboard needs ray[default]",
+                got=f"no {', '.join(missing)}",
+                next_step=f'install "ray[default]=={importlib.metadata.version("ray")}", or leave the dashboard off',
             )
 
     def _choose(self) -> Literal["local", "spark"]:
@@ -161,3 +169,23 @@ class TrialCluster:
         """The search is over: its processes go while this one fits the winner."""
         if self._connection is not None:
             self._connection.begin_stop()
+
+
+def _missing_for_dashboard() -> list[str]:
+    """Without them Ray's dashboard has no server, and the head waits for it in vain."""
+    from packaging.requirements import Requirement
+
+    of_extra = set()
+    for requirement in map(Requirement, importlib.metadata.requires("ray") or ()):
+        marker = requirement.marker
+        if marker is not None and marker.evaluate({"extra": "default"}) and not marker.evaluate({"extra": ""}):
+            of_extra.add(requirement.name)
+    return sorted(name for name in of_extra if not _is_installed(name))
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -42,12 +42,17 @@ class Interrupts:
     @contextmanager
     def stopping(self, search: Search) -> Iterator[None]:
         self._search = search
+        if threading.current_thread() is threading.main_thread():
+            # Ray has put one of its own before it, see `handle`.
+            signal.signal(signal.SIGTERM, self.handle)
         try:
             yield
         finally:
             self._search = None
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        # Ray's handler calls this one, and has set an alarm that aborts the process 3 s later: shutting down on Spark takes longer.
+        signal.alarm(0)
         if self._search is None or self._search.stopping is not None:
             raise KeyboardInterrupt
         self._search.request_stop("interrupt")

@@ -5,17 +5,25 @@ import inspect
 
 import pytest
 import ray
+from ray._private import services
 from ray._private.node import Node
+from ray._private.worker import listen_error_messages
+from ray.autoscaler._private.spark import spark_job_server
+from ray.autoscaler._private.spark.node_provider import SparkNodeProvider
+from ray.autoscaler._private.spark.spark_job_server import SparkJobServer, SparkJobServerRequestHandler
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment.trial import _get_trainable_kwargs
 from ray.tune.registry import register_trainable
+from ray.util.spark import cluster_init
 
 from toolkit.engines import ray_patches
-from toolkit.engines.ray_patches import UNUSED_SERVICES, only_needed_services
+from toolkit.engines.ray_patches import UNUSED_SERVICES, only_needed_services, without_obituaries
 
 READ = [
     (ray_patches._tunes_own_reuse or TuneController._maybe_reuse_cached_actor, "c045f0ddd48f"),
+    (ray_patches._tunes_own_failure or TuneController._process_trial_failure, "e1cba5472783"),
+    (TuneController._actor_failed, "367eac6d685d"),
     (Node.start_head_processes, "c8877a0a14ce"),
     (Node.start_ray_processes, "819715425b5c"),
     (_ActorClassCache.get, "9164951bf277"),
@@ -24,10 +32,37 @@ READ = [
     (TuneController._schedule_trial_train, "03c40bf04624"),
     (_get_trainable_kwargs, "a7a1a216e061"),
     (register_trainable, "7704d3a7bba8"),
+    (listen_error_messages, "e5c992a94ead"),
+]
+
+# What `ray_on_spark` and `ray_spark_node` are put together from. Here too, for it needs no Spark to be looked at.
+READ_ON_SPARK = [
+    (SparkJobServer.__init__, "ebf8d248d928"),
+    (SparkJobServer.register_node, "9bb17999f960"),
+    (SparkJobServer.check_node_id_availability, "dfeffa0c2ebe"),
+    (SparkJobServer.mark_node_running, "bec5241416fe"),
+    (SparkJobServer.mark_node_terminated, "fcbb46d51c91"),
+    (SparkJobServer.terminate_node, "f7b6e67edc41"),
+    (SparkJobServer.query_nodes, "061067b370e6"),
+    (SparkJobServer.shutdown, "32700dcd7407"),
+    (SparkJobServerRequestHandler.handle_POST, "f8be14f5fc98"),
+    (SparkJobServerRequestHandler.setup, "70400c9bb36b"),
+    (spark_job_server._start_ray_worker_nodes, "f22e45e44bc3"),
+    (SparkNodeProvider.__init__, "216ef83f9893"),
+    (SparkNodeProvider.create_node_with_resources_and_labels, "5a9c0be10aa0"),
+    (SparkNodeProvider._create_node_with_resources_and_labels, "db56a88a88bf"),
+    (SparkNodeProvider.terminate_node, "d08e17f24ccf"),
+    (cluster_init.AutoscalingCluster.__init__, "0fb271570d75"),
+    (cluster_init.AutoscalingCluster._generate_config, "502168455b25"),
+    (cluster_init._create_hook_entry, "feaf4391d1d5"),
+    (Node.__init__, "3866c68ee18a"),
+    (Node.dead_processes, "c0613a8cbb94"),
+    (Node.kill_all_processes, "01f80cfd21fa"),
+    (services.resolve_ip_for_localhost, "936d4337b539"),
 ]
 
 
-@pytest.mark.parametrize(("function", "sha256"), READ, ids=[function.__qualname__ for function, _ in READ])
+@pytest.mark.parametrize(("function", "sha256"), READ + READ_ON_SPARK, ids=lambda value: getattr(value, "__qualname__", ""))
 def test_what_was_read_is_what_runs(function, sha256):
     assert hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12] == sha256, (
         f"{function.__qualname__} in ray {ray.__version__}"
@@ -39,3 +74,15 @@ def test_services_are_left_out_only_while_it_lasts():
     with only_needed_services():
         assert all(getattr(Node, name) is not method for name, method in zip(UNUSED_SERVICES, kept, strict=True))
     assert [getattr(Node, name) for name in UNUSED_SERVICES] == kept
+
+
+def test_obituaries_are_left_out_only_while_it_lasts():
+    with without_obituaries():
+        assert ray._private.worker.listen_error_messages is not listen_error_messages
+    assert ray._private.worker.listen_error_messages is listen_error_messages
+
+
+def test_ray_answers_the_job_server_s_calls_by_these_names():
+    """`ray_on_spark` puts its own in the place of one, which is called by keywords."""
+    names = set(inspect.signature(spark_job_server._start_ray_worker_nodes).parameters)
+    assert {"spark_job_group_id", "ray_head_ip", "ray_head_port", "node_id"} <= names

@@ -71,6 +71,26 @@ def test_a_killed_process_is_replaced_and_takes_no_trial(lab: Lab, tmp_path: Pat
     assert len(list(tmp_path.glob("3-*"))) == 3 and ran.search.stopping is None
 
 
+def dying_at_the_next_trial(params: dict[str, Any], train: Part, validation: Part, report: Any) -> None:
+    """The first time in all, its process is left in a state in which it dies when it is given another trial."""
+    try:
+        os.mkdir(params["mark"])
+    except FileExistsError:
+        pass
+    else:
+        from toolkit.engines import ray_trial_actor
+
+        ray_trial_actor.Proposal = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[misc,assignment]
+    report(1, {"score": 1.0})
+
+
+@pytest.mark.fault
+def test_a_trial_that_is_given_to_a_dead_process_is_retried(lab: Lab, tmp_path: Path) -> None:
+    ran = lab.run(an_experiment(dying_at_the_next_trial, {**SPACE, "mark": str(tmp_path / "mark")}, num_trials=4, max_retries=1))
+    assert ran.states == [TrialState.COMPLETE] * 4
+    assert [record.num_retries for record in ran.records] == [0, 1, 0, 0]
+
+
 def asleep_in_c(params: dict[str, Any], train: Part, validation: Part, report: Any) -> None:
     if params["hangs"]:
         ctypes.PyDLL(None).sleep(1000)  # holds the interpreter's lock, too
@@ -215,7 +235,7 @@ def test_the_command_uses_the_ray_it_is_told_and_leaves_it_running(connection: R
 def test_a_ray_that_does_not_answer_is_one_line() -> None:
     script = """
 from toolkit.core.errors import ClusterError
-from toolkit.engines.ray_cluster import RayConnection
+from toolkit.engines.ray_cluster import RayConnection, RunningRay
 connection = RayConnection(RunningRay("127.0.0.1:1"))
 try:
     connection.wait()

@@ -89,6 +89,9 @@ def documents():
         (["sweep", "tiny.py", "--cluster", "yarn"], 2, "'--cluster': 'yarn' is not one of"),
         (["sweep", "tiny.py", "--protocol", "mine"], 2, "'--protocol': 'mine' is not one of"),
         (["sweep", "tiny.py", "--set", "sweep.seed"], 2, "'--set': must be PATH=VALUE, got 'sweep.seed'"),
+        (["sweep", "tiny.py", "--spark-conf", "SECRET"], 2, "'--spark-conf': must be KEY=VALUE; see toolkit sweep --help"),
+        (["sweep", "tiny.py", "--spark-conf", "=SECRET"], 2, "'--spark-conf': must be KEY=VALUE"),
+        (["doctor", "--spark-conf", "SECRET"], 2, "'--spark-conf': must be KEY=VALUE; see toolkit doctor --help"),
         (["sweep", "no-such"], 1, "unknown experiment, got 'no-such'"),
         (["sweep", "no/such.py"], 1, "an experiment's file must exist, got no/such.py"),
         (
@@ -107,6 +110,7 @@ def test_bad_input_is_one_line_and_no_answer(called, capfd, arguments, code, wor
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert words in err
+    assert "SECRET" not in err
     assert not hasattr(called, "experiment")
 
 
@@ -162,14 +166,17 @@ def test_exit_codes_are_the_documented_ones():
 
 
 def test_what_the_verb_gets(called, capfd):
-    arguments = ["--protocol", "published", "--cluster", "inprocess", "--resume", "--study", "mine", "--data", "d.csv"]
+    spark = ["--spark-master", "spark://host:7077", "--spark-conf", "spark.executor.cores=1", "--spark-conf", " k =a=b"]
+    arguments = [*spark, "--protocol", "published", "--cluster", "spark", "--resume", "--study", "mine", "--data", "d.csv"]
     assert run(["sweep", "tiny.py", *arguments, "--tracking-uri", "sqlite:///x.db", "--report", "r.html"]) == 0
     given = called.arguments
     assert given.pop("settings").home.name == ".toolkit"
     assert given.pop("progress").line() == ""
     assert given == {
         "protocol": "published",
-        "cluster": "inprocess",
+        "cluster": "spark",
+        "spark_master": "spark://host:7077",
+        "spark_conf": {"spark.executor.cores": "1", "k": "a=b"},
         "resume": True,
         "study": "mine",
         "data": Path("d.csv"),
@@ -182,6 +189,7 @@ def test_defaults(called):
     assert run(["sweep", "tiny.py"]) == 0
     given = {name: value for name, value in called.arguments.items() if name not in ("settings", "progress")}
     expected = {"protocol": "honest", "cluster": "auto", "resume": False, "study": None, "data": None, "tracking_uri": None, "report": None}
+    expected |= {"spark_master": None, "spark_conf": {}}
     assert given == expected
     assert called.experiment.sweep.num_trials == 50
 
@@ -357,7 +365,7 @@ def commands():
 def test_the_flags_of_sweep_are_those_of_the_design():
     """A new knob is a field of the experiment, not a flag."""
     flags = {option for param in commands()["sweep"].params if param.param_type_name == "option" for option in param.opts}
-    known = "trials concurrency cluster timeout-s seed resume study data protocol tracking-uri report set json"
+    known = "trials concurrency cluster spark-master spark-conf timeout-s seed resume study data protocol tracking-uri report set json"
     assert flags == {f"--{name}" for name in known.split()}
 
 

@@ -103,3 +103,8 @@ def show_warnings() -> None:
     logger = logging.getLogger("toolkit")
     if not any(isinstance(handler, _Plain) for handler in logger.handlers):
         logger.addHandler(_Plain(level=logging.WARNING))
+    if not logging.root.handlers:
+        # Else py4j's `logging.info` installs one, which shows ours a second time.
+        others = _Plain(level=logging.WARNING)
+        others.addFilter(lambda record: record.name.partition(".")[0] != logger.name)
+        logging.root.addHandler(others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -9,8 +10,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,7 @@ import ray
 
 from toolkit.core.errors import ClusterError
 from toolkit.core.machine import cpu_count, memory_bytes
-from toolkit.engines.ray_patches import dead_head_processes, only_needed_services
+from toolkit.engines.ray_patches import dead_head_processes, only_needed_services, without_obituaries
 
 # The object store holds one copy of the data and nothing else; it is backed by memory only as far as it is filled.
 _OBJECT_STORE_SHARE = 0.3
@@ -71,7 +72,7 @@ class LocalRay:
             return
         # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes (macOS: 103), of which Ray takes 66: TMPDIR may be too long.
         self._temp_dir = _make_temp_dir()
-        with nullcontext() if self._dashboard else only_needed_services():
+        with nullcontext() if self._dashboard else only_needed_services(), without_obituaries():
             ray.init(
                 address="local",
                 num_cpus=cpu_count(),
@@ -194,7 +195,21 @@ class RayConnection:
                     self.failure, call = reason, self._on_failure
                 if call is not None:
                     call()
-        self._source.stop()
+        with _nothing_collected():
+            self._source.stop()
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """What Tune leaves behind in cycles has handles of Ray's. One that another thread collects just while Ray disconnects ends the whole
+    process, with exit status 1 and without a word of ours (core_worker_process.cc: "The process will exit")."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check_answers(address: str) -> None:

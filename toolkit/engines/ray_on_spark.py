@@ -40,7 +40,7 @@ from ray.util.spark import cluster_init
 
 from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Cluster
-from toolkit.engines.ray_patches import only_needed_services
+from toolkit.engines.ray_patches import only_needed_services, without_obituaries
 from toolkit.engines.ray_spark_node import remove_when_last
 from toolkit.engines.spark_session import SparkCluster
 
@@ -52,6 +52,8 @@ _GCS_TIMEOUT_S = 2.0
 # Longer than a node takes from its Spark task's first line to its registration.
 _UNREACHABLE_S = 60.0
 _IDLE_TIMEOUT_MINUTES = 1.0
+# A raylet that was killed is known to be dead in 5 s (Ray's own settings: 15), one behind a cut network in 30 (65).
+_HEALTH_CHECKS = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 5}
 _HEAD_MEMORY_BYTES = 2**30
 _JOB_SERVER = "ray.autoscaler._private.spark.spark_job_server"
 
@@ -88,6 +90,7 @@ class RayOnSpark:
         self._launched_s: list[float] = []
         self._last_alive_s = time.monotonic()
         self._missing_since_s: dict[str, float] = {}
+        self._seen_alive: set[str] = set()
 
     # --- start ------------------------------------------------------------------------------------------------------------------
 
@@ -108,7 +111,8 @@ class RayOnSpark:
         # Executors start interpreters and import while the head starts here.
         self._launch(self.min_workers)
         self._head = self._start_head(ip, port, config)
-        ray.init(address=f"{ip}:{port}", log_to_driver=False, logging_level=logging.ERROR)
+        with without_obituaries():
+            ray.init(address=f"{ip}:{port}", log_to_driver=False, logging_level=logging.ERROR)
         self._stack.callback(ray.shutdown)
         self._wait_for_workers()
 
@@ -218,7 +222,7 @@ class RayOnSpark:
         return None
 
     def _start_head(self, ip: str, port: int, config: dict[str, Any]) -> Node:
-        scales = self.min_workers < self.max_workers
+        scales = self._scales
         path = self._temp_dir / "autoscaling.json"
         path.write_text(json.dumps(config))
         with only_needed_services(dashboard=self._cluster.dashboard, monitor=scales):
@@ -236,6 +240,7 @@ class RayOnSpark:
                     include_log_monitor=False,  # type: ignore[arg-type]  # Ray's own callers pass a bool
                     no_monitor=not scales,
                     autoscaling_config=str(path) if scales else None,
+                    _system_config=_health_checks(),
                 ),
                 head=True,
                 shutdown_at_exit=False,
@@ -282,6 +287,9 @@ class RayOnSpark:
             self._last_alive_s = time.monotonic()
         elif time.monotonic() - self._last_alive_s > self._cluster.start_timeout_s:
             return f"no Ray worker for {self._cluster.start_timeout_s:g} s" + (f": {self._last_error}" if self._last_error else "")
+        if self._seen_alive - alive and not self._scales:
+            _logger.warning("a Ray worker was lost%s: another one is started", f" ({self._last_error})" if self._last_error else "")
+        self._seen_alive = alive
         self._give_up_unreachable(alive)
         self._replace_lost()
         return None
@@ -289,6 +297,10 @@ class RayOnSpark:
     def _head_failure(self) -> str | None:
         dead = [str(kind) for kind, _ in self._head.dead_processes()] if self._head else []
         return f"the Ray head's {' and '.join(dead)} died" if dead else None
+
+    @property
+    def _scales(self) -> bool:
+        return self.min_workers < self.max_workers
 
     @property
     def _last_error(self) -> str:
@@ -310,7 +322,7 @@ class RayOnSpark:
 
     def _replace_lost(self) -> None:
         """With a fixed size there is no autoscaler to do it."""
-        if self.min_workers < self.max_workers or time.monotonic() - self._launched_s[-1] < _RELAUNCH_EVERY_S:
+        if self._scales or time.monotonic() - self._launched_s[-1] < _RELAUNCH_EVERY_S:
             return
         missing = self.min_workers - len(self._server.query_nodes()["nodes"])
         if missing > 0:
@@ -338,6 +350,7 @@ def _node_task(
         import collections
         import json
         import os
+        import socket
         import subprocess
         import sys
         import urllib.request
@@ -349,7 +362,11 @@ def _node_task(
                 return dict(json.loads(answer.read()))
 
         # Spark runs a task again whose executor was lost; the node has been replaced by then.
-        if not ask("check_node_id_availability")["available"]:
+        try:
+            if not ask("check_node_id_availability")["available"]:
+                return
+        except OSError as error:
+            yield f"the driver cannot be reached at {server} from {socket.gethostname()}: {error}"
             return
         ask("notify_task_launched")
         node = subprocess.Popen(
@@ -375,6 +392,11 @@ def _object_store_bytes(spark: SparkCluster, data_bytes: int) -> int:
     wanted = max(128 * 2**20, int(data_bytes * 1.3) + 64 * 2**20)
     shared = [each.shared_memory_bytes for each in spark.executors if each.shared_memory_bytes is not None]
     return int(min([wanted, *(0.8 * each for each in shared)]))
+
+
+def _health_checks() -> Any:
+    """What the user's environment does not say."""
+    return {name: value for name, value in _HEALTH_CHECKS.items() if f"RAY_{name}" not in os.environ}
 
 
 def _free_port(host: str) -> int:

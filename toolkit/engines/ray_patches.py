@@ -18,6 +18,7 @@ from toolkit.engines.ray_trial_actor import Shared, TrialActor, nothing
 _NAME = "toolkit_trial"
 
 _tunes_own_reuse: Callable[[Any, Any], bool] | None = None
+_tunes_own_failure: Callable[[Any, Any, Any], None] | None = None
 
 
 # A local cluster has no use for the API server (2.3 s until it answers), the autoscaler's monitor, and, with `log_to_driver=False`, the
@@ -39,6 +40,18 @@ def only_needed_services(dashboard: bool = False, monitor: bool = False) -> Iter
             setattr(Node, name, method)
 
 
+@contextmanager
+def without_obituaries() -> Iterator[None]:
+    """While it lasts, a driver that connects does not subscribe to what the cluster says of processes that died: pages of a raylet's log,
+    on standard output. That a worker was lost we say in one line, and how a trial ended is in its record."""
+    kept = ray._private.worker.listen_error_messages
+    ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
+    try:
+        yield
+    finally:
+        ray._private.worker.listen_error_messages = kept
+
+
 def dead_head_processes() -> list[str]:
     """Parts of the head that this process has started with `ray.init`, and that have died since."""
     node = ray._private.worker._global_node
@@ -57,15 +70,17 @@ def register_actor(shared: Shared) -> str:
     from ray.tune.experiment.trial import _TrialInfo
     from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
-    global _tunes_own_reuse
-    if _tunes_own_reuse is None:
+    global _tunes_own_reuse, _tunes_own_failure
+    if _tunes_own_reuse is None or _tunes_own_failure is None:
         _tunes_own_reuse = TuneController._maybe_reuse_cached_actor
+        _tunes_own_failure = TuneController._process_trial_failure
     _travel_as_none(StorageContext)
     _travel_as_none(_TrialInfo)
     # PyTorch Lightning's PL_DISABLE_FORK: an environment variable is a runtime environment, and that a process of its own.
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
     TuneController._maybe_reuse_cached_actor = _reuse_only_what_is_free  # type: ignore[method-assign,assignment]
+    TuneController._process_trial_failure = _retry_what_met_a_dead_process  # type: ignore[method-assign,assignment]
     _global_registry.register(TRAINABLE_CLASS, _NAME, type("TrialActor", (TrialActor,), {"shared": shared}))
     return _NAME
 
@@ -82,6 +97,20 @@ def _reuse_only_what_is_free(controller: Any, trial: Any) -> bool:
         return False
     assert _tunes_own_reuse is not None
     return _tunes_own_reuse(controller, trial)
+
+
+def _retry_what_met_a_dead_process(controller: Any, trial: Any, exception: Exception) -> None:
+    """A trial that is put on a kept process, which has died since, fails before it runs. When a node dies, all its kept processes are such.
+
+    Tune hears of it twice: from the process, upon which it puts the trial back, and from the call that was to prepare it, upon which it
+    counts the trial, as it does not run, as failed for good.
+    """
+    if trial in controller._resetting_trials:
+        controller._resetting_trials.discard(trial)
+    elif trial.status == type(trial).PENDING and trial not in controller._trial_to_actor:
+        return
+    assert _tunes_own_failure is not None
+    _tunes_own_failure(controller, trial, exception)
 
 
 def _travel_as_none(cls: type) -> None:

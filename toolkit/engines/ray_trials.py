@@ -39,13 +39,11 @@ for _name, _value in {
 import ray
 from ray import cloudpickle, tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig
-from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from toolkit.core.data import TrialData
-from toolkit.core.errors import UserError
 from toolkit.core.experiment import Sweep
 from toolkit.core.search import TOOK_TOO_LONG, Search
 from toolkit.core.study import TrialResult
@@ -98,15 +96,18 @@ class RayRunner:
             )
             try:
                 _fit(tuner, search)
-            except TuneError as error:
-                # Whatever is raised in Tune's callbacks, it turns into text; the study's refusal (a full disk) stands behind that.
-                raise _user_error_behind(error) or error from error
+            except Exception:
+                if adapter.error is None:
+                    raise
             finally:
                 with adapter.lock:
                     adapter.is_closed = True
                 if search.stopping != "cluster":
                     adapter.kill_running()
                 search.requeue_running()
+        if adapter.error is not None:
+            # Tune turns what is raised in its callbacks into text, or into a trial's failure.
+            raise adapter.error
 
 
 def _fit(tuner: tune.Tuner, search: Search) -> None:
@@ -131,14 +132,8 @@ def _fit(tuner: tune.Tuner, search: Search) -> None:
             left_s -= _LOOK_EVERY_S
 
 
-def _user_error_behind(error: BaseException | None) -> UserError | None:
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 class _SearchIsOver(Exception):
-    """Ends Tune's thread, where it was left behind."""
+    """Ends Tune's thread, where it was left behind, or the search has raised an error."""
 
 
 class _Adapter:
@@ -151,6 +146,8 @@ class _Adapter:
         """Held while Tune's thread is in the search."""
         self.is_closed = False
         """The search is over: what Tune's thread still has to say is not heard."""
+        self.error: Exception | None = None
+        """What the search raised: the study's refusal (a full disk), or a bug."""
         self.numbers: dict[str, int] = {}
         self.num_retries: dict[int, int] = {}
         self.actors: dict[str, Any] = {}
@@ -172,7 +169,11 @@ class _Adapter:
         with self.lock:
             if self.is_closed:
                 raise _SearchIsOver
-            yield self.search
+            try:
+                yield self.search
+            except Exception as error:
+                self.error, self.is_closed = error, True
+                raise
 
     def kill_running(self) -> None:
         for actor in self.actors.values():
@@ -272,7 +273,7 @@ class _StopWhenStopping(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        if self._adapter.search.stopping is None:
+        if self._adapter.search.stopping is None and self._adapter.error is None:
             return False
         if self._adapter.search.stopping == "cluster":
             return True

@@ -5,9 +5,7 @@ A session that is active already is used and left running; one that is made here
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import logging
 import os
 import re
 import signal
@@ -21,13 +19,15 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ClusterError
 from toolkit.engines.java import find_java
+from toolkit.engines.spark_master import NO_CONNECT, check_master, check_reachable
 
-REACH_TIMEOUT_S = 5.0
-REGISTER_TIMEOUT_S = 20.0
+if TYPE_CHECKING:
+    from toolkit.engines.spark_jvm import Jvm
+
 EXECUTOR_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 120.0
 # Executors of one application register within a second or so of each other.
@@ -35,11 +35,6 @@ QUIET_S = 1.5
 
 # What must be the same on driver and executors: trials are pickled by one and run by the other.
 SAME_VERSIONS = ("ray", "ray-spark-toolkit")
-
-_LOG4J = Path(__file__).with_name("spark_log4j2.properties")
-_READ_AT_LAUNCH = ("spark.driver.", "spark.jars", "spark.submit.")
-
-_logger = logging.getLogger("toolkit")
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,8 @@ class SparkCluster:
 
     session: Any
     executors: tuple[Executor, ...]
-    is_own: bool
+    jvm: Jvm | None
+    """None for a session that was active before."""
 
     @property
     def master(self) -> str:
@@ -91,10 +87,13 @@ class SparkCluster:
         return found
 
     def close(self) -> None:
-        if self.is_own:
-            # Executors that leave while the driver goes are no errors.
-            self.session.sparkContext.setLogLevel("OFF")
-            self.session.stop()
+        # A platform's JVM holds its own context, which a "new" session only joins (Databricks): that is not ours to stop.
+        if self.jvm is None or not self.jvm.is_own:
+            return
+        # Executors that leave while the driver goes are no errors.
+        self.session.sparkContext.setLogLevel("OFF")
+        self.session.stop()
+        self.jvm.end()
 
 
 def connect(
@@ -121,12 +120,12 @@ def connect(
     if session is None:
         check_master(master, remote)
         _check_java(java_home)
-        _check_reachable(master)
-        session, is_own = _open(master, conf, app_name), True
+        check_reachable(master)
+        session, jvm = _open(master, conf, app_name)
     else:
-        is_own = False
+        jvm = None
         if not hasattr(session, "_jsparkSession"):
-            raise ClusterError(_CONNECT[0], got="a Spark Connect session", next_step=_CONNECT[1])
+            raise ClusterError(NO_CONNECT[0], got="a Spark Connect session", next_step=NO_CONNECT[1])
         if conf or (master and master != session.sparkContext.master):
             raise ClusterError(
                 "--spark-master and --spark-conf are for a session that the sweep starts itself",
@@ -135,9 +134,12 @@ def connect(
             )
     try:
         check_master(str(session.sparkContext.master), None)
-        return SparkCluster(session, tuple(_executors(session, wanted_cores)), is_own)
+        cluster = SparkCluster(session, tuple(_executors(session, wanted_cores)), jvm)
+        if jvm is not None:
+            jvm.show()
+        return cluster
     except BaseException:
-        SparkCluster(session, (), is_own).close()
+        SparkCluster(session, (), jvm).close()
         raise
 
 
@@ -168,109 +170,42 @@ def has_executors(*, open_one: bool) -> bool:
     return master == "yarn" or master.startswith(("spark://", "local-cluster["))
 
 
-_CONNECT = (
-    "Ray on Spark needs a classic Spark session, for Spark Connect gives no executors' tasks to run Ray in",
-    "use a cluster in dedicated access mode, or --cluster local",
-)
-
-
-def check_master(master: str | None, remote: str | None) -> None:
-    """Raises:
-    ClusterError: Ray cannot run there.
-    """
-    if remote or (master or "").startswith("sc://"):
-        raise ClusterError(_CONNECT[0], got=f"SPARK_REMOTE={remote}" if remote else str(master), next_step=_CONNECT[1])
-    if master is None or master.startswith(("spark://", "local-cluster[")) or master == "yarn":
-        return
-    if master == "local" or master.startswith("local["):
-        raise ClusterError(
-            "--cluster spark needs a cluster", got=f"master {master}, which has no executors", next_step="use --cluster local"
-        )
-    hint = "k8s is not: use Ray's own operator there, and RAY_ADDRESS" if master.startswith("k8s://") else "check --spark-master"
-    raise ClusterError("Ray on Spark runs on spark://HOST:PORT, yarn and local-cluster[…]", got=master, next_step=hint)
-
-
 def _check_java(java_home: Path | None) -> None:
     java = find_java(java_home)
     if java.problem:
         raise ClusterError("Spark needs Java 17 or later", got=java.problem, next_step="install it, and set JAVA_HOME")
 
 
-def _check_reachable(master: str | None) -> None:
-    """Any of the masters will do: the others are stand-bys."""
-    if master is None or not master.startswith("spark://"):
-        return
-    problems = []
-    for address in master.removeprefix("spark://").split(","):
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal():
-            raise ClusterError("--spark-master must be spark://HOST:PORT", got=master, next_step="the master's own page shows it")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
-            return
-        except OSError as error:
-            problems.append(f"{address}: {error.strerror or error}")
-    raise ClusterError("the Spark master must be reachable", got="; ".join(problems), next_step="start it, or check --spark-master")
-
-
-def _open(master: str | None, conf: Mapping[str, str], app_name: str) -> Any:
+def _open(master: str | None, conf: Mapping[str, str], app_name: str) -> tuple[Any, Jvm]:
     try:
-        from pyspark import SparkConf, SparkContext
         from pyspark.sql import SparkSession
+
+        from toolkit.engines.spark_jvm import Jvm
     except ImportError as error:
         raise ClusterError("--cluster spark needs pyspark", got=str(error), next_step='install "ray-spark-toolkit[spark]"') from error
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    ours = {"spark.ui.showConsoleProgress": "false", "spark.driver.defaultJavaOptions": f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}"}
-    conf = {**ours, **conf, **({"spark.master": master} if master else {})}
+    conf = {"spark.ui.showConsoleProgress": "false", **conf, **({"spark.master": master} if master else {})}
     builder = SparkSession.builder.appName(app_name)
     for name, value in conf.items():
         builder = builder.config(name, value)
+    jvm = Jvm()
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        # What the JVM must be started with. Nothing else goes that way: everyone sees its command line, and a setting may be a key.
-        at_launch = {name: value for name, value in conf.items() if name.startswith(_READ_AT_LAUNCH)}
-        SparkContext._ensure_initialized(conf=SparkConf().setAll(list(at_launch.items())))
-        with _time_limit(SparkContext, master):
-            return builder.getOrCreate()
+        jvm.start(conf)
+        return builder.getOrCreate(), jvm
     except ClusterError:
         raise
     except Exception as error:  # the JVM's, py4j's and pyspark's own trees have nothing in common
+        reason = _reason(error)  # which the JVM is asked for
+        jvm.end()
         raise ClusterError(
-            "a Spark session must start", got=_reason(error), next_step="see --spark-conf spark.log.level=INFO for the whole story"
+            "a Spark session must start", got=reason, next_step="see --spark-conf spark.log.level=INFO for the whole story"
         ) from error
     finally:
         # pyspark answers Ctrl-C by cancelling all jobs, and Ray's workers are jobs.
         if threading.current_thread() is threading.main_thread():
             for each, handler in before.items():
                 signal.signal(each, handler)
-
-
-@contextlib.contextmanager
-def _time_limit(context: Any, master: str | None) -> Iterator[None]:
-    """Spark itself tries for a minute to register with something that answers and is no master."""
-    expired = threading.Event()
-
-    def give_up() -> None:
-        expired.set()
-        context._gateway.proc.kill()
-
-    limited = master is not None and master.startswith("spark://")
-    timer = threading.Timer(REGISTER_TIMEOUT_S, give_up)
-    if limited:
-        timer.start()
-    try:
-        yield
-    except Exception as error:
-        if not expired.is_set():
-            raise
-        context._gateway = context._jvm = None
-        raise ClusterError(
-            f"the Spark master must answer within {REGISTER_TIMEOUT_S:g} s",
-            got=f"nothing of use from {master}",
-            next_step="check the port: the master's own page has another",
-        ) from error
-    finally:
-        timer.cancel()
 
 
 def _executors(session: Any, wanted_cores: float | None) -> list[Executor]:
@@ -318,7 +253,6 @@ def _probe(session: Any, cores: int, num_executors: int) -> list[dict[str, Any]]
         def look_around(_: Iterator[int]) -> Iterator[dict[str, Any]]:
             import importlib.metadata
             import os
-            import socket
             import sys
             import time
 
@@ -422,12 +356,11 @@ def _profile(cores: int) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The line that says why: a Java error has the cause at its head, after the name of its class."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith(("Caused by:", ": org.", ": java."))]
-    return re.sub(
-        r"^(: |Caused by: )?([\w$]+\.)+(?=\w+(Exception|Error))", "", (causes or lines or [type(error).__name__])[-1 if causes else 0]
-    )
+    """Why, in one line: of a Java error its innermost cause, without the name of its class and its stack."""
+    text = str(error)
+    causes = re.findall(r"^(?:: |Caused by: )(?:[\w$]+\.)*(.+?)(?=^\s+at |\Z)", text, re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if line.strip()]
+    return " ".join((causes or lines[:1] or [type(error).__name__])[-1].split())
 
 
 def _bytes_of(size: str) -> int:

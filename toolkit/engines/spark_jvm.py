@@ -1,0 +1,94 @@
+"""The JVM behind a Spark session that is started here: what it is started with, what of its words is shown, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyspark import SparkConf, SparkContext
+from pyspark.java_gateway import launch_gateway
+
+from toolkit.core.errors import ClusterError
+
+_LOG4J = Path(__file__).with_name("spark_log4j2.properties")
+_READ_AT_LAUNCH = ("spark.driver.", "spark.jars", "spark.submit.")
+_END_TIMEOUT_S = 10.0
+
+# What each of Spark's says when it starts, before the settings of its log are read.
+_GREETINGS = ("WARNING: Using incubator modules: ", "Setting default log level to ", "To adjust logging level use ")
+
+
+class Jvm:
+    """Of this process, which has one at a time: one that is there already is used, and left running."""
+
+    def __init__(self) -> None:
+        self.is_own = False
+        self._held_back: list[str] | None = []
+
+    def start(self, conf: Mapping[str, str]) -> None:
+        """Raises:
+        ClusterError: with what the JVM itself says.
+        """
+        if SparkContext._gateway is not None:
+            return
+        # Nothing else goes this way: everyone sees the command line, and a setting may be a key.
+        at_launch = {name: value for name, value in conf.items() if name.startswith(_READ_AT_LAUNCH)}
+        at_launch.setdefault("spark.driver.defaultJavaOptions", f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}")
+        reader, writer = os.pipe()
+        listener = threading.Thread(target=self._listen, args=(reader,), name="spark-stderr", daemon=True)
+        listener.start()
+        try:
+            gateway = launch_gateway(SparkConf().setAll(list(at_launch.items())), {"stderr": writer})  # type: ignore[no-untyped-call]
+        except Exception as error:
+            os.close(writer)
+            listener.join()
+            raise ClusterError(
+                "Spark's JVM must start",
+                got=(self._held_back or [str(error)])[0].strip(),
+                next_step="check JAVA_HOME, and spark.driver.* of --spark-conf",
+            ) from error
+        os.close(writer)
+        self.is_own = gateway.proc is not None
+        SparkContext._ensure_initialized(gateway=gateway)
+        if "spark.log.level" in conf:
+            self.show()
+
+    def show(self) -> None:
+        """From now on, and since the start. Until then nothing is: what stands in the way of a session becomes an error of one line."""
+        held_back, self._held_back = self._held_back or (), None
+        for line in held_back:
+            _show(line)
+
+    def end(self) -> None:
+        """With it go its log's level and the settings of this session, which would be the next session's."""
+        gateway = SparkContext._gateway
+        if not self.is_own or gateway is None:
+            return
+        SparkContext._gateway = SparkContext._jvm = None
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+        try:
+            gateway.proc.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            gateway.proc.kill()
+            gateway.proc.wait()
+
+    def _listen(self, reader: int) -> None:
+        with os.fdopen(reader, errors="replace") as lines:
+            for line in lines:
+                if line.startswith(_GREETINGS):
+                    continue
+                if (held_back := self._held_back) is not None:
+                    held_back.append(line)
+                else:
+                    _show(line)
+
+
+def _show(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(line)
