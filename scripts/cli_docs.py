@@ -22,7 +22,7 @@ SWEEP_FIELDS = {
     "experiment": "name of the experiment",
     "study": "name of the study: give it to `--study` with `--resume`",
     "protocol": "`honest` or `published`",
-    "cluster": "where trials ran: `inprocess` or `local`",
+    "cluster": "where trials ran: `inprocess`, `local` or `spark`",
     "sampler": "who proposed parameters",
     "scheduler": "who stopped trials early; `none` without one",
     "seed": "seed of the sampler",

@@ -125,6 +125,20 @@ def test_no_executor(standalone: SparkStandalone, monkeypatch: pytest.MonkeyPatc
     assert capfd.readouterr().err == "" and no_jvm()
 
 
+def test_a_session_in_somebody_elses_jvm_ends_and_a_dead_jvm_is_cleared_away(standalone: SparkStandalone) -> None:
+    from pyspark import SparkContext
+
+    first = connect(standalone.url, SMALL)
+    first.session.stop()
+    second = connect(standalone.url, SMALL)
+    second.close()
+    assert SparkContext._active_spark_context is None and SparkContext._gateway.proc.poll() is None, "the JVM is the first one's"
+    SparkContext._gateway.proc.kill()
+    SparkContext._gateway.proc.wait()
+    first.close()
+    assert no_jvm() and spark_session.active_session() is None
+
+
 def test_of_what_spark_says_one_line_is_seen(standalone: SparkStandalone, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYSPARK_PYTHON", "/no/such/python")
     experiment = write_experiment(workplace.folder, "refused")

@@ -19,7 +19,7 @@ class SweepResult:
     """One sweep, finished or stopped early.
 
     Attributes:
-        cluster: `inprocess` or `local`; sampler, scheduler: names ("none" without a scheduler).
+        cluster: `inprocess`, `local` or `spark`; sampler, scheduler: names ("none" without a scheduler).
         stopped_by: None when all trials were done, else `timeout`.
         best: None when no trial completed; with two metrics: the first of `pareto`.
         wall_s: of this process's part of the sweep, from the call to the result; cluster_start_s, search_s (from handing the first

@@ -9,9 +9,11 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
+from pyspark.sql import SparkSession
 
 from toolkit.core.errors import ClusterError
 
@@ -28,14 +30,23 @@ class Jvm:
 
     def __init__(self) -> None:
         self.is_own = False
+        self._is_shared = False
         self._held_back: list[str] | None = []
 
     def start(self, conf: Mapping[str, str]) -> None:
         """Raises:
         ClusterError: with what the JVM itself says.
         """
-        if SparkContext._gateway is not None:
-            return
+        if SparkContext._gateway is None:
+            self._launch(conf)
+        if "spark.log.level" in conf or not self.is_own:
+            self.show()
+        if not self.is_own:
+            # A platform's JVM has its own context, which a "new" session only joins (Databricks).
+            companion: Any = getattr(SparkContext._jvm, "org.apache.spark.SparkContext$")
+            self._is_shared = bool(getattr(companion, "MODULE$").getActive().isDefined())
+
+    def _launch(self, conf: Mapping[str, str]) -> None:
         # Nothing else goes this way: everyone sees the command line, and a setting may be a key.
         at_launch = {name: value for name, value in conf.items() if name.startswith(_READ_AT_LAUNCH)}
         at_launch.setdefault("spark.driver.defaultJavaOptions", f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}")
@@ -55,14 +66,29 @@ class Jvm:
         os.close(writer)
         self.is_own = gateway.proc is not None
         SparkContext._ensure_initialized(gateway=gateway)
-        if "spark.log.level" in conf:
-            self.show()
 
     def show(self) -> None:
         """From now on, and since the start. Until then nothing is: what stands in the way of a session becomes an error of one line."""
         held_back, self._held_back = self._held_back or (), None
         for line in held_back:
             _show(line)
+
+    def stop(self, session: SparkSession) -> None:
+        """The session that was started in it, and then itself; also where it has died meanwhile."""
+        if self._is_shared:
+            return
+        context: Any = session.sparkContext
+        gateway: Any = SparkContext._gateway
+        if self.is_own and gateway.proc.poll() is not None:
+            context._jsc = None  # nobody to tell
+            context.stop()
+            SparkSession._instantiatedSession = SparkSession._activeSession = None
+        else:
+            if self.is_own:
+                # Executors that leave while the driver goes are no errors.
+                context.setLogLevel("OFF")
+            session.stop()
+        self.end()
 
     def end(self) -> None:
         """With it go its log's level and the settings of this session, which would be the next session's."""

@@ -87,13 +87,8 @@ class SparkCluster:
         return found
 
     def close(self) -> None:
-        # A platform's JVM holds its own context, which a "new" session only joins (Databricks): that is not ours to stop.
-        if self.jvm is None or not self.jvm.is_own:
-            return
-        # Executors that leave while the driver goes are no errors.
-        self.session.sparkContext.setLogLevel("OFF")
-        self.session.stop()
-        self.jvm.end()
+        if self.jvm is not None:
+            self.jvm.stop(self.session)
 
 
 def connect(
