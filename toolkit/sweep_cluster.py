@@ -40,7 +40,8 @@ class TrialCluster:
         self._spark_conf = spark_conf
         self._spark: SparkCluster | None = None
         self._connection: RayConnection | None = None
-        self._spark_slots = 0
+        self._slots_per_worker = 0
+        self._max_workers = 0
         self.start_s = 0.0
         """Until Ray was ready."""
         if spark_master and cluster not in ("auto", "spark"):
@@ -91,6 +92,7 @@ class TrialCluster:
             java_home=self._settings.java_home,
             remote=self._settings.spark_remote,
             wanted_cores=sweep.concurrency * sweep.cpus_per_trial if sweep.concurrency else None,
+            wanted_executors=self._experiment.cluster.min_workers,
         )
         stack.callback(self._spark.close)
         per_worker = int(self._spark.cores_per_worker // sweep.cpus_per_trial)
@@ -107,7 +109,7 @@ class TrialCluster:
                 got=f"{self._spark.num_workers} of {self._spark.cores_per_worker} cores",
                 next_step="lower it, or ask Spark for more executors",
             )
-        self._spark_slots = per_worker
+        self._slots_per_worker = per_worker
 
     def start(self, stack: ExitStack, data_bytes: int) -> None:
         """Begin to start Ray; returns at once. The data must have been read, for Ray takes the executors' cores.
@@ -122,9 +124,8 @@ class TrialCluster:
         experiment = self._experiment
         if self._spark is not None:
             sweep = experiment.sweep
-            workers = -(-sweep.concurrency // self._spark_slots) if sweep.concurrency else None
-            self._connection, num_workers = build.connect_ray_on_spark(self._spark, experiment.cluster, data_bytes, workers)
-            self._spark_slots *= num_workers
+            workers = -(-sweep.concurrency // self._slots_per_worker) if sweep.concurrency else None
+            self._connection, self._max_workers = build.connect_ray_on_spark(self._spark, experiment.cluster, data_bytes, workers)
         else:
             if self._settings.ray_address is None:
                 from toolkit.core.machine import cpu_count
@@ -148,7 +149,11 @@ class TrialCluster:
         else:
             ready = self._connection.wait()
             self.start_s = ready.start_s
-            num_slots = self._spark_slots or build.slots(experiment, ready.num_cpus, ready.num_gpus)
+            if self._spark is None:
+                num_slots = build.slots(experiment, ready.num_cpus, ready.num_gpus)
+            else:
+                there = round(ready.num_cpus / self._spark.cores_per_worker)
+                num_slots = self._slots_per_worker * (self._max_workers if experiment.cluster.scales else there)
             runner = build.ray_runner(experiment, protocol, data, min(num_slots, wanted or num_slots))
         if wanted is not None and wanted > runner.num_slots:
             _logger.warning(

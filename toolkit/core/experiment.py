@@ -227,9 +227,9 @@ class Cluster:
 
     Attributes:
         dashboard: Ray's own; costs start-up time and memory.
-        max_workers: at most so many; None: one an executor that is there at the start.
-        min_workers: the search begins with so many, and fails with fewer. Below `max_workers`, more are added while trials wait, and idle
-            ones given back. None: `max_workers` are asked for, and whatever comes will do.
+        max_workers: so many are asked for; None: one for each executor that is there at the start.
+        min_workers: with fewer the sweep fails; None: one will do. Where both are given and differ, the search begins with `min_workers`,
+            and up to `max_workers` are added while trials wait, and given back when idle.
         start_timeout_s: how long nothing may happen, while workers start or when all of them are lost, before the sweep gives up.
     """
 
@@ -243,6 +243,10 @@ class Cluster:
         if self.min_workers is not None and self.max_workers is not None and self.min_workers > self.max_workers:
             raise ExperimentError("cluster.min_workers: at most cluster.max_workers", got=f"{self.min_workers} and {self.max_workers}")
         return self
+
+    @property
+    def scales(self) -> bool:
+        return self.min_workers is not None and self.max_workers is not None and self.min_workers < self.max_workers
 
 
 @dataclass(frozen=True, config=FROZEN)

@@ -124,7 +124,7 @@ class Search:
         """The runner has returned: nothing can stop the search any more, and one that has all its trials was not stopped."""
         self._deadline_unix_s = None
         num_finished = sum(record.state.is_finished for record in self._study.records())
-        if num_finished >= self._sweep.num_trials and self._stop_reason in ("timeout", "interrupt"):
+        if num_finished >= self._sweep.num_trials and self._stop_reason in ("timeout", "interrupt", "cluster"):
             self._stop_reason = None
         self._is_concluded = True
 

@@ -64,7 +64,11 @@ def connect_ray(address: str | None, cluster: Cluster) -> RayConnection:
 
 
 def connect_ray_on_spark(spark: SparkCluster, cluster: Cluster, data_bytes: int, wanted_workers: int | None) -> tuple[RayConnection, int]:
-    """A Ray on the executors, and of how many workers it will be at most. `data_bytes`: what each has to hold."""
+    """A Ray on the executors, and of how many workers it may come to be. `data_bytes`: what each has to hold.
+
+    Raises:
+        ClusterError: this process is connected to a Ray already.
+    """
     from toolkit.engines.ray_cluster import RayConnection
     from toolkit.engines.ray_on_spark import RayOnSpark
 

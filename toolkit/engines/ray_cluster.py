@@ -49,7 +49,8 @@ class RayCluster:
 class RaySource(Protocol):
     """Where a Ray comes from. All three are called in one thread; `stop` also after a `start` that failed half-way."""
 
-    def start(self) -> None: ...
+    def start(self, stopping: threading.Event) -> None:
+        """Returns when Ray is ready, or soon after `stopping` is set."""
 
     def failure(self) -> str | None:
         """Why nothing can run on this Ray any more; asked about once a second."""
@@ -66,7 +67,7 @@ class LocalRay:
         self._found_running = False
         self._temp_dir: str | None = None
 
-    def start(self) -> None:
+    def start(self, stopping: threading.Event) -> None:
         self._found_running = ray.is_initialized()
         if self._found_running:
             return
@@ -101,7 +102,7 @@ class RunningRay:
         self._address = address
         self._found_running = False
 
-    def start(self) -> None:
+    def start(self, stopping: threading.Event) -> None:
         self._found_running = ray.is_initialized()
         if not self._found_running:
             try:
@@ -178,7 +179,7 @@ class RayConnection:
     def _live(self) -> None:
         began = time.perf_counter()
         try:
-            self._source.start()
+            self._source.start(self._stopping)
             resources: dict[str, float] = ray.cluster_resources()
             self._cluster = RayCluster(
                 num_cpus=resources.get("CPU", 0),
@@ -190,13 +191,23 @@ class RayConnection:
             self._error = error
         self._connected.set()
         while not self._stopping.wait(_WATCH_EVERY_S):
-            if self._error is None and self.failure is None and (reason := self._source.failure()):
-                with self._lock:
-                    self.failure, call = reason, self._on_failure
-                if call is not None:
-                    call()
+            if self._error is None and self.failure is None:
+                self._look()
         with _nothing_collected():
             self._source.stop()
+
+    def _look(self) -> None:
+        try:
+            reason = self._source.failure()
+        except Exception as error:
+            # This thread is what Ray hangs on, and the search would wait for ever: what is not foreseen is a failure, too.
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if not reason:
+            return
+        with self._lock:
+            self.failure, call = reason, self._on_failure
+        if call is not None:
+            call()
 
 
 @contextmanager

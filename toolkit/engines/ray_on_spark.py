@@ -9,6 +9,7 @@ Ray, pinned to 2.60 and watched by `tests/engines/test_ray_patches.py`.
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import json
 import logging
 import os
@@ -17,8 +18,8 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections import Counter
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ from ray.util.spark import cluster_init
 
 from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Cluster
+from toolkit.core.machine import shared_memory_bytes
 from toolkit.engines.ray_patches import only_needed_services, without_obituaries
+from toolkit.engines.ray_spark_jobs import JobServer, node_task
 from toolkit.engines.ray_spark_node import remove_when_last
-from toolkit.engines.spark_session import SparkCluster
+from toolkit.engines.spark_session import SparkCluster, reason_of
 
 _WORKER = "ray.worker"
 _GROUP = "ray-on-spark"
@@ -76,13 +79,20 @@ class RayOnSpark:
     """
 
     def __init__(self, spark: SparkCluster, cluster: Cluster, data_bytes: int, wanted_workers: int | None = None) -> None:
+        if ray.is_initialized():
+            raise ClusterError(
+                "Ray on Spark needs a process without Ray",
+                got="one that is connected already",
+                next_step="call ray.shutdown(), or use that Ray with --cluster local",
+            )
         self._spark = spark
         self._cluster = cluster
+        self._data_bytes = data_bytes
         self._shape = WorkerShape(spark.cores_per_worker, spark.memory_bytes_per_worker, _object_store_bytes(spark, data_bytes))
         room = spark.num_workers
         self.max_workers = cluster.max_workers or max(min(room, wanted_workers or room), cluster.min_workers or 1)
-        self.min_workers = cluster.min_workers or self.max_workers
         self._accepted = cluster.min_workers or 1
+        self.min_workers = self._accepted if cluster.scales else self.max_workers
         self._stack = ExitStack()
         self._head: Node | None = None
         self._server: Any = None
@@ -94,16 +104,20 @@ class RayOnSpark:
 
     # --- start ------------------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Returns with `ray` connected and the workers counted.
+    def start(self, stopping: threading.Event) -> None:
+        """Returns with `ray` connected and the workers counted, or soon after `stopping` is set.
 
         Raises:
             ClusterError: fewer than `cluster.min_workers`, or none, came up.
         """
-        ip = services.resolve_ip_for_localhost(socket.gethostbyname(self._spark.session.conf.get("spark.driver.host")))
+        ip = socket.gethostbyname(self._spark.session.conf.get("spark.driver.host"))
+        if ipaddress.ip_address(ip).is_loopback:  # as /etc/hosts may say of this host's own name: others would call themselves
+            ip = services.resolve_ip_for_localhost("127.0.0.1")
         port = _free_port(ip)
+        self._address = ip, port
         self._temp_dir = self._make_temp_dir(port)
-        environ = self._authenticate()
+        environ = self._authenticate(ip)
+        self._cluster_id = secrets.token_hex(16)
         self._server = self._serve_jobs(ip, environ)
         config = self._autoscaling_config(ip, port)
         self._provider = SparkNodeProvider(config["provider"], "toolkit")
@@ -114,24 +128,25 @@ class RayOnSpark:
         with without_obituaries():
             ray.init(address=f"{ip}:{port}", log_to_driver=False, logging_level=logging.ERROR)
         self._stack.callback(ray.shutdown)
-        self._wait_for_workers()
+        self._wait_for_workers(stopping)
 
     def _make_temp_dir(self, port: int) -> Path:
         """Of the same name on all hosts. Ray's sockets lie below it, so it must be short."""
         root = cluster_init._create_hook_entry(is_global=False).get_default_temp_root_dir()
         path = Path(root) / f"ray-{port}-{secrets.token_hex(3)}"
-        path.mkdir(mode=0o700)
+        path.mkdir(mode=0o700, parents=True)
         lock = path.with_suffix(".lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_SH)
         self._stack.callback(lock.close)
         self._stack.callback(remove_when_last, path, lock.fileno())
         return path
 
-    def _authenticate(self) -> dict[str, str]:
+    def _authenticate(self, ip: str) -> dict[str, str]:
         """Without a token anybody on the network could run code on the cluster. Ray on Spark passes none on, so that one earlier local
-        `ray.init`, which turns tokens on, would leave head and workers in different modes."""
-        kept = {name: os.environ.pop(name, None) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+        `ray.init`, which turns tokens on, would leave head and workers in different modes. And no proxy is to be asked for this host."""
+        kept = {name: os.environ.pop(name, None) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "no_proxy", "NO_PROXY")}
         environ = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        no_proxy = ",".join(filter(None, (kept["no_proxy"] or kept["NO_PROXY"], ip)))
 
         def apply(values: dict[str, str | None]) -> None:
             for name, value in values.items():
@@ -141,12 +156,13 @@ class RayOnSpark:
             Config.initialize("")
             AuthenticationTokenLoader.instance().reset_cache()
 
-        apply(dict(environ))
+        apply({**environ, "no_proxy": no_proxy, "NO_PROXY": no_proxy})
         self._stack.callback(apply, kept)
         return environ
 
     def _serve_jobs(self, ip: str, environ: dict[str, str]) -> Any:
-        server = spark_job_server.SparkJobServer((ip, 0), self._spark.session, environ)
+        server = JobServer((ip, 0), self._spark.session, environ)
+        server.cluster_id = self._cluster_id
         ours = self._run_node
         theirs = spark_job_server._start_ray_worker_nodes
         spark_job_server._start_ray_worker_nodes = ours
@@ -181,7 +197,7 @@ class RayOnSpark:
             extra_provider_config={
                 "ray_head_ip": ip,
                 "ray_head_port": port,
-                "cluster_unique_id": self._temp_dir.name,
+                "cluster_unique_id": self._cluster_id,
                 "using_stage_scheduling": True,
                 "ray_temp_dir": str(self._temp_dir),
                 "worker_node_options": {},
@@ -198,18 +214,20 @@ class RayOnSpark:
         self._launched_s += [time.monotonic()] * count
         self._provider.create_node_with_resources_and_labels({}, {TAG_RAY_USER_NODE_TYPE: _WORKER}, count, node["resources"], {})
 
-    def _run_node(self, *, spark_job_group_id: str, ray_head_ip: str, ray_head_port: int, node_id: str, **_: Any) -> str | None:
-        """In place of Ray's own: one Spark task that holds one Ray node. Returns when the node has ended, with its last words."""
-        hook = cluster_init._create_hook_entry(is_global=False)
-        hook.on_spark_job_created(spark_job_group_id)
-        task = _node_task(
-            server=f"http://{ray_head_ip}:{self._server.server_address[1]}",
+    def _run_node(self, *, spark_job_group_id: str, node_id: str, **_: Any) -> str | None:
+        """In place of Ray's own: one Spark task that holds one Ray node. Returns when the node has ended.
+
+        The request's other fields are not used: who may send one is not known, and the node is given the cluster's token.
+        """
+        ip, port = self._address
+        task = node_task(
+            server=f"http://{ip}:{self._server.server_address[1]}",
             group=spark_job_group_id,
             node_id=node_id,
             environ={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **self._server.ray_node_custom_env},
             options={
-                "head_ip": ray_head_ip,
-                "head_port": ray_head_port,
+                "head_ip": ip,
+                "head_port": port,
                 "temp_dir": str(self._temp_dir),
                 "num_cpus": self._shape.num_cpus,
                 "memory_bytes": self._shape.memory_bytes,
@@ -217,8 +235,17 @@ class RayOnSpark:
                 "resources": {"NODE_ID_AS_RESOURCE": int(node_id)},
             },
         )
-        words = self._spark.run_task(task, self._shape.num_cpus, group=spark_job_group_id, description=f"Ray node {node_id} of the toolkit")
-        self._server.last_worker_error = words[0] if words else None
+        description = f"Ray node {node_id} of the toolkit"
+        try:
+            cluster_init._create_hook_entry(is_global=False).on_spark_job_created(spark_job_group_id)
+            last_words = self._spark.run_task(task, self._shape.num_cpus, group=spark_job_group_id, description=description)
+        except Exception as error:
+            # The job server's thread raises it to nobody. A job that we have cancelled ends this way, too.
+            if not self._ended.is_set():
+                self._server.last_worker_error = reason_of(error)
+            raise
+        if last_words:
+            self._server.last_worker_error = last_words[0]
         return None
 
     def _start_head(self, ip: str, port: int, config: dict[str, Any]) -> Node:
@@ -233,14 +260,14 @@ class RayOnSpark:
                     num_cpus=0,
                     num_gpus=0,
                     memory=_HEAD_MEMORY_BYTES,
-                    object_store_memory=self._shape.object_store_bytes,
+                    object_store_memory=_within_shared_memory(_wanted_store_bytes(self._data_bytes), shared_memory_bytes()),
                     resources={"NODE_ID_AS_RESOURCE": HEAD_NODE_ID},
                     temp_dir=str(self._temp_dir),
                     include_dashboard=self._cluster.dashboard,
                     include_log_monitor=False,  # type: ignore[arg-type]  # Ray's own callers pass a bool
                     no_monitor=not scales,
                     autoscaling_config=str(path) if scales else None,
-                    _system_config=_health_checks(),
+                    _system_config=_HEALTH_CHECKS,  # type: ignore[arg-type]  # its annotation says strings; Ray's own are numbers
                 ),
                 head=True,
                 shutdown_at_exit=False,
@@ -251,18 +278,23 @@ class RayOnSpark:
         self._gcs = GcsClient(address=f"{ip}:{port}")
         return node
 
-    def _wait_for_workers(self) -> None:
-        last_progress_s, before = time.monotonic(), 0
-        while (alive := len(self._alive_workers())) < self.min_workers:
+    def _wait_for_workers(self, stopping: threading.Event) -> None:
+        # More than there are executors for may come later, but are not waited for.
+        enough = max(self._accepted, min(self.min_workers, self._spark.num_workers))
+        last_progress_s, alive = time.monotonic(), 0
+        while alive < enough:
+            if stopping.wait(_POLL_S):
+                return
+            before = alive
+            with suppress(RpcError):  # a head that is slow, or dead: see below
+                alive = len(self._alive_workers())
             if alive > before:
-                last_progress_s, before = time.monotonic(), alive
+                last_progress_s = time.monotonic()
             self._replace_lost()
-            waited = time.monotonic() - last_progress_s
             if reason := self._head_failure():
                 raise ClusterError("Ray must start", got=reason, next_step="see `toolkit doctor --cluster spark`")
-            if waited > self._cluster.start_timeout_s or self._keeps_failing():
+            if time.monotonic() - last_progress_s > self._cluster.start_timeout_s or self._keeps_failing():
                 break
-            time.sleep(_POLL_S)
         if alive < self._accepted:
             got = f"{alive} of {self.min_workers}" + (f", the last of the others with: {self._last_error}" if self._last_error else "")
             raise ClusterError(
@@ -300,7 +332,7 @@ class RayOnSpark:
 
     @property
     def _scales(self) -> bool:
-        return self.min_workers < self.max_workers
+        return self._cluster.scales
 
     @property
     def _last_error(self) -> str:
@@ -342,61 +374,24 @@ class RayOnSpark:
         self._stack.close()
 
 
-def _node_task(
-    server: str, group: str, node_id: str, environ: dict[str, str], options: dict[str, Any]
-) -> Callable[[Iterator[int]], Iterator[str]]:
-    def run(_: Iterator[int]) -> Iterator[str]:
-        # With the standard library only: what is imported here delays the node.
-        import collections
-        import json
-        import os
-        import socket
-        import subprocess
-        import sys
-        import urllib.request
-
-        def ask(path: str) -> dict[str, bool]:
-            body = json.dumps({"node_id": node_id, "spark_job_group_id": group}).encode()
-            request = urllib.request.Request(f"{server}/{path}", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return dict(json.loads(answer.read()))
-
-        # Spark runs a task again whose executor was lost; the node has been replaced by then.
-        try:
-            if not ask("check_node_id_availability")["available"]:
-                return
-        except OSError as error:
-            yield f"the driver cannot be reached at {server} from {socket.gethostname()}: {error}"
-            return
-        ask("notify_task_launched")
-        node = subprocess.Popen(
-            [sys.executable, "-m", "toolkit.engines.ray_spark_node"],
-            env={**os.environ, **environ},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert node.stdin is not None and node.stdout is not None
-        node.stdin.write(json.dumps(options) + "\n")
-        node.stdin.close()
-        last_words = collections.deque(node.stdout, maxlen=5)
-        if node.wait():
-            yield f"exit status {node.returncode}: {''.join(last_words)}"
-
-    return run
-
-
 def _object_store_bytes(spark: SparkCluster, data_bytes: int) -> int:
+    """Of each worker; those of one host share its /dev/shm."""
+    on_host = Counter[str]()
+    for executor in spark.executors:
+        on_host[executor.host] += executor.cores // spark.cores_per_worker
+    wanted = _wanted_store_bytes(data_bytes)
+    return min(_within_shared_memory(wanted, each.shared_memory_bytes, on_host[each.host]) for each in spark.executors)
+
+
+def _wanted_store_bytes(data_bytes: int) -> int:
     """One copy of the data, with room for what Ray puts beside it."""
-    wanted = max(128 * 2**20, int(data_bytes * 1.3) + 64 * 2**20)
-    shared = [each.shared_memory_bytes for each in spark.executors if each.shared_memory_bytes is not None]
-    return int(min([wanted, *(0.8 * each for each in shared)]))
+    return max(128 * 2**20, int(data_bytes * 1.3) + 64 * 2**20)
 
 
-def _health_checks() -> Any:
-    """What the user's environment does not say."""
-    return {name: value for name, value in _HEALTH_CHECKS.items() if f"RAY_{name}" not in os.environ}
+def _within_shared_memory(wanted: int, shared_bytes: int | None, num_nodes: int = 1) -> int:
+    """Ray takes no less than 75 MiB, and puts on disk what shared memory cannot hold."""
+    room = wanted if shared_bytes is None else int(0.8 * shared_bytes / num_nodes)
+    return max(80 * 2**20, min(wanted, room))
 
 
 def _free_port(host: str) -> int:

@@ -43,7 +43,11 @@ def main() -> None:
         # What a killed raylet leaves behind becomes ours to end; its agents would try to report to it for a minute.
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
     temp_dir = Path(options["temp_dir"])
-    temp_dir.mkdir(exist_ok=True)
+    if temp_dir.exists() and temp_dir.stat().st_uid != os.getuid():
+        # The driver's, on its own host: Spark's workers may run as another user.
+        temp_dir = temp_dir.with_name(f"{temp_dir.name}-{os.getuid()}")
+        options["temp_dir"] = str(temp_dir)
+    temp_dir.mkdir(parents=True, exist_ok=True)
     with temp_dir.with_suffix(".lock").open("w") as lock:
         # Shared by all nodes on the host; the last one to go removes the folder.
         fcntl.flock(lock, fcntl.LOCK_SH)

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from toolkit.core.errors import ClusterError
 
 _LOG4J = Path(__file__).with_name("spark_log4j2.properties")
-_READ_AT_LAUNCH = ("spark.driver.", "spark.jars", "spark.submit.")
+_READ_AT_LAUNCH = ("spark.master", "spark.driver.", "spark.jars", "spark.submit.", "spark.yarn.", "spark.kerberos.")
 _END_TIMEOUT_S = 10.0
 
 # What each of Spark's says when it starts, before the settings of its log are read.

@@ -6,6 +6,7 @@ A session that is active already is used and left running; one that is made here
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import re
 import signal
@@ -30,11 +31,16 @@ if TYPE_CHECKING:
 
 EXECUTOR_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 120.0
-# Executors of one application register within a second or so of each other.
-QUIET_S = 1.5
+# Where no setting says how many executors there will be: those of one application start together, and register within a second or two.
+QUIET_S = 2.5
+# Where one does: half of what Spark itself waits for (spark.scheduler.maxRegisteredResourcesWaitingTime), after the last one that came.
+ASKED_TIMEOUT_S = 15.0
 
 # What must be the same on driver and executors: trials are pickled by one and run by the other.
 SAME_VERSIONS = ("ray", "ray-spark-toolkit")
+
+
+_logger = logging.getLogger("toolkit")
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,14 @@ def connect(
     java_home: Path | None,
     remote: str | None,
     wanted_cores: float | None = None,
+    wanted_executors: int | None = None,
 ) -> SparkCluster:
     """Use the active session, or make one on `master` (default: what spark-defaults say), and look at its executors.
 
     Args:
         conf: `--spark-conf`; only for a session made here.
         remote: SPARK_REMOTE, which would make the session a Spark Connect one.
-        wanted_cores: stop waiting for further executors when there are so many.
+        wanted_cores: stop waiting for further executors when there are so many, and `wanted_executors`.
 
     Raises:
         ClusterError: one line each for an unsupported or unreachable master, Java, Python, Ray or the toolkit missing or of another
@@ -113,6 +120,7 @@ def connect(
     """
     session = active_session()
     if session is None:
+        master = master or conf.get("spark.master")
         check_master(master, remote)
         _check_java(java_home)
         check_reachable(master)
@@ -129,7 +137,8 @@ def connect(
             )
     try:
         check_master(str(session.sparkContext.master), None)
-        cluster = SparkCluster(session, tuple(_executors(session, wanted_cores)), jvm)
+        _check_fixed(session)
+        cluster = SparkCluster(session, tuple(_executors(session, wanted_cores, wanted_executors)), jvm)
         if jvm is not None:
             jvm.show()
         return cluster
@@ -173,13 +182,16 @@ def _check_java(java_home: Path | None) -> None:
 
 def _open(master: str | None, conf: Mapping[str, str], app_name: str) -> tuple[Any, Jvm]:
     try:
+        from pyspark import SparkConf
         from pyspark.sql import SparkSession
 
         from toolkit.engines.spark_jvm import Jvm
     except ImportError as error:
         raise ClusterError("--cluster spark needs pyspark", got=str(error), next_step='install "ray-spark-toolkit[spark]"') from error
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    conf = {"spark.ui.showConsoleProgress": "false", **conf, **({"spark.master": master} if master else {})}
+    # Ray's nodes are tasks that never end: Spark would neither ask for executors for them beforehand nor be right to take idle ones away.
+    ours = {"spark.ui.showConsoleProgress": "false", "spark.dynamicAllocation.enabled": "false"}
+    conf = {**ours, **conf, **({"spark.master": master} if master else {})}
     builder = SparkSession.builder.appName(app_name)
     for name, value in conf.items():
         builder = builder.config(name, value)
@@ -187,11 +199,17 @@ def _open(master: str | None, conf: Mapping[str, str], app_name: str) -> tuple[A
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         jvm.start(conf)
+        if master is None:
+            # What spark-defaults say is known only now.
+            default = SparkConf().get("spark.master", None)
+            check_master(default, None)
+            check_reachable(default)
         return builder.getOrCreate(), jvm
-    except ClusterError:
+    except (ClusterError, KeyboardInterrupt):
+        jvm.end()
         raise
     except Exception as error:  # the JVM's, py4j's and pyspark's own trees have nothing in common
-        reason = _reason(error)  # which the JVM is asked for
+        reason = reason_of(error)  # which the JVM is asked for
         jvm.end()
         raise ClusterError(
             "a Spark session must start", got=reason, next_step="see --spark-conf spark.log.level=INFO for the whole story"
@@ -203,8 +221,17 @@ def _open(master: str | None, conf: Mapping[str, str], app_name: str) -> tuple[A
                 signal.signal(each, handler)
 
 
-def _executors(session: Any, wanted_cores: float | None) -> list[Executor]:
-    cores = _wait_for_executors(session, wanted_cores)
+def _check_fixed(session: Any) -> None:
+    if str(session.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false")).lower() == "true":
+        raise ClusterError(
+            "Ray on Spark needs executors that stay",
+            got="spark.dynamicAllocation.enabled=true",
+            next_step="set it to false, and spark.executor.instances to a number",
+        )
+
+
+def _executors(session: Any, wanted_cores: float | None, wanted_executors: int | None) -> list[Executor]:
+    cores = _wait_for_executors(session, wanted_cores, wanted_executors)
     smallest = min(cores)
     answers = _probe(session, smallest, len(cores))
     for answer in answers:
@@ -217,8 +244,9 @@ def _executors(session: Any, wanted_cores: float | None) -> list[Executor]:
     ]
 
 
-def _wait_for_executors(session: Any, wanted_cores: float | None) -> list[int]:
+def _wait_for_executors(session: Any, wanted_cores: float | None, wanted_executors: int | None) -> list[int]:
     """Cores of each executor, when enough are there or no more come."""
+    asked = _asked_executors(session.sparkContext.getConf()) or wanted_executors
     status = session.sparkContext._jsc.sc().statusStore()
     began = time.monotonic()
     last_change, before = began, 0
@@ -228,7 +256,15 @@ def _wait_for_executors(session: Any, wanted_cores: float | None) -> list[int]:
         cores = [each for each in found if each > 0]
         if len(cores) != before:
             last_change, before = time.monotonic(), len(cores)
-        if cores and (time.monotonic() - last_change > QUIET_S or (wanted_cores is not None and sum(cores) >= wanted_cores)):
+        quiet_s = time.monotonic() - last_change
+        if cores and asked is None and quiet_s > QUIET_S:
+            return cores
+        if asked is not None and len(cores) >= asked:
+            return cores
+        if wanted_cores is not None and sum(cores) >= wanted_cores and len(cores) >= (wanted_executors or 1):
+            return cores
+        if cores and asked is not None and quiet_s > ASKED_TIMEOUT_S:
+            _logger.warning("%d of %d Spark executors came: the sweep goes on with these", len(cores), asked)
             return cores
         if not cores and time.monotonic() - began > EXECUTOR_TIMEOUT_S:
             raise ClusterError(
@@ -237,6 +273,14 @@ def _wait_for_executors(session: Any, wanted_cores: float | None) -> list[int]:
                 next_step="its cores or memory may be taken: see the master's page, or ask for less (spark.executor.memory)",
             )
         time.sleep(0.05)
+
+
+def _asked_executors(conf: Any) -> int | None:
+    """How many the settings ask for, where they do."""
+    if instances := conf.get("spark.executor.instances", None):
+        return int(instances)
+    in_all, each = conf.get("spark.cores.max", None), conf.get("spark.executor.cores", None)
+    return max(1, int(in_all) // int(each)) if in_all and each else None
 
 
 def _probe(session: Any, cores: int, num_executors: int) -> list[dict[str, Any]]:
@@ -329,7 +373,7 @@ def _executor_error(error: Exception) -> ClusterError:
         )
     if match := re.search(r"ModuleNotFoundError: (No module named '[^']+')", text):
         return ClusterError("executors need the same packages", got=match.group(1), next_step="install the toolkit's wheel on every node")
-    return ClusterError("executors must run Python tasks", got=_reason(error), next_step="see the executors' logs")
+    return ClusterError("executors must run Python tasks", got=reason_of(error), next_step="see the executors' logs")
 
 
 def _check_answer(answer: Mapping[str, Any]) -> None:
@@ -350,7 +394,7 @@ def _profile(cores: int) -> Any:
     return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cores)).build
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Why, in one line: of a Java error its innermost cause, without the name of its class and its stack."""
     text = str(error)
     causes = re.findall(r"^(?:: |Caused by: )(?:[\w$]+\.)*(.+?)(?=^\s+at |\Z)", text, re.MULTILINE | re.DOTALL)
