@@ -69,7 +69,7 @@ def _wine50(size: Size, repeats: int) -> list[Case]:
 
 
 def _long(size: Size, repeats: int) -> list[Case]:
-    return _rounds("long", ALL_ARMS, Workload("long", {"quick": 2, "bench": 10, "full": 20}[size]), repeats)
+    return _rounds("long", ALL_ARMS, Workload("long", {"quick": 2, "bench": 10, "full": 50}[size]), repeats)
 
 
 def _wine150(size: Size, repeats: int) -> list[Case]:

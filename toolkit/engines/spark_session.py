@@ -138,7 +138,7 @@ def connect(
     try:
         check_master(str(session.sparkContext.master), None)
         _check_fixed(session)
-        cluster = SparkCluster(session, tuple(_executors(session, wanted_cores, wanted_executors)), jvm)
+        cluster = SparkCluster(session, tuple(_executors(session, jvm is not None, wanted_cores, wanted_executors)), jvm)
         if jvm is not None:
             jvm.show()
         return cluster
@@ -230,8 +230,8 @@ def _check_fixed(session: Any) -> None:
         )
 
 
-def _executors(session: Any, wanted_cores: float | None, wanted_executors: int | None) -> list[Executor]:
-    cores = _wait_for_executors(session, wanted_cores, wanted_executors)
+def _executors(session: Any, is_new: bool, wanted_cores: float | None, wanted_executors: int | None) -> list[Executor]:
+    cores = _wait_for_executors(session, is_new, wanted_cores, wanted_executors)
     smallest = min(cores)
     answers = _probe(session, smallest, len(cores))
     for answer in answers:
@@ -244,8 +244,8 @@ def _executors(session: Any, wanted_cores: float | None, wanted_executors: int |
     ]
 
 
-def _wait_for_executors(session: Any, wanted_cores: float | None, wanted_executors: int | None) -> list[int]:
-    """Cores of each executor, when enough are there or no more come."""
+def _wait_for_executors(session: Any, is_new: bool, wanted_cores: float | None, wanted_executors: int | None) -> list[int]:
+    """Cores of each executor, when enough are there or no more come. A session that is not new has had its time."""
     asked = _asked_executors(session.sparkContext.getConf()) or wanted_executors
     status = session.sparkContext._jsc.sc().statusStore()
     began = time.monotonic()
@@ -257,7 +257,7 @@ def _wait_for_executors(session: Any, wanted_cores: float | None, wanted_executo
         if len(cores) != before:
             last_change, before = time.monotonic(), len(cores)
         quiet_s = time.monotonic() - last_change
-        if cores and asked is None and quiet_s > QUIET_S:
+        if cores and asked is None and (quiet_s > QUIET_S or not is_new):
             return cores
         if asked is not None and len(cores) >= asked:
             return cores
