@@ -233,6 +233,7 @@ class RayOnSpark:
                 "memory_bytes": self._shape.memory_bytes,
                 "object_store_bytes": self._shape.object_store_bytes,
                 "resources": {"NODE_ID_AS_RESOURCE": int(node_id)},
+                "dashboard": self._cluster.dashboard,
             },
         )
         description = f"Ray node {node_id} of the toolkit"

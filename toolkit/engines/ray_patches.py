@@ -13,6 +13,7 @@ import ray
 from ray._private.node import Node
 from ray.util import register_serializer
 
+from toolkit.engines.ray_spark_node import no_dashboard
 from toolkit.engines.ray_trial_actor import Shared, TrialActor, nothing
 
 _NAME = "toolkit_trial"
@@ -28,14 +29,18 @@ UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
 
 @contextmanager
 def only_needed_services(dashboard: bool = False, monitor: bool = False) -> Iterator[None]:
-    """While it lasts, a head starts without `UNUSED_SERVICES`, but for those that are asked for."""
+    """While it lasts, a head starts without `UNUSED_SERVICES`, but for those that are asked for, and with the agent of a minimal Ray."""
     asked_for = {"start_api_server": dashboard, "start_monitor": monitor, "start_log_monitor": dashboard}
     kept = {name: getattr(Node, name) for name in UNUSED_SERVICES if not asked_for[name]}
+    dependency_error = ray._private.utils.get_dashboard_dependency_error
     for name in kept:
         setattr(Node, name, lambda self, **options: None)
+    if not dashboard:
+        ray._private.utils.get_dashboard_dependency_error = no_dashboard
     try:
         yield
     finally:
+        ray._private.utils.get_dashboard_dependency_error = dependency_error
         for name, method in kept.items():
             setattr(Node, name, method)
 

@@ -28,7 +28,7 @@ _CHECK_EVERY_S = 0.5
 
 def main() -> None:
     """Options come as one JSON object on standard input: `head_ip`, `head_port`, `temp_dir`, `num_cpus`, `memory_bytes`,
-    `object_store_bytes`, `resources`. The environment has Ray's authentication.
+    `object_store_bytes`, `resources`, `dashboard`. The environment has Ray's authentication.
 
     Exit status 0 when it was told to end, 1 when a part of the node died.
     """
@@ -58,9 +58,12 @@ def main() -> None:
 
 
 def _live(options: dict[str, Any], parent: int) -> None:
+    import ray
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
+    if not options["dashboard"]:
+        ray._private.utils.get_dashboard_dependency_error = no_dashboard
     _wait_for(options["head_ip"], options["head_port"])
     node = Node(
         RayParams(
@@ -96,6 +99,12 @@ def _kill_orphans() -> None:
                 os.kill(int(pid), signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(int(pid), 0)
+
+
+def no_dashboard() -> ImportError:
+    """In place of Ray's own check of what is installed. A raylet waits for its agent's imports before it registers; a minimal Ray's agent
+    imports little, and opens no port, where the full one answers anybody by HTTP."""
+    return ImportError("the dashboard is off")
 
 
 def remove_when_last(temp_dir: Path, lock: int) -> None:
