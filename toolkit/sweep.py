@@ -130,8 +130,8 @@ class _Run:
 
         # Ray takes seconds to start, most of it in other processes: this one meanwhile imports, opens the study, and splits.
         if self.place.kind != "inprocess":
-            self.progress.phase("starting Ray on Spark" if self.place.kind == "spark" else "starting Ray")
             self.place.start(stack, loaded.features.nbytes)
+            self.progress.phase("starting Ray on Spark" if self.place.kind == "spark" else "starting Ray")
         study = self.study = self._open_study(folder.name, folder.journal, fingerprint, resume)
         # All that the experiment or its data can be refused for comes before MLflow has a run of it.
         split = self._split(loaded)

@@ -201,7 +201,18 @@ def run(python, dbutils, namespace):
     return values, namespace
 
 
-def test_it_runs_from_the_first_cell_to_the_last(trips, tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def own_mlflow(tmp_path):
+    """The notebook asks MLflow's process-wide store, which an earlier test may have set."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+def test_it_runs_from_the_first_cell_to_the_last(trips, tmp_path, monkeypatch, capfd, own_mlflow):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOOLKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
