@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +32,7 @@ from toolkit.engines.ray_patches import dead_head_processes, only_needed_service
 # The object store holds one copy of the data and nothing else; it is backed by memory only as far as it is filled.
 _OBJECT_STORE_SHARE = 0.3
 _OBJECT_STORE_MAX_BYTES = 4 * 2**30
-_OBJECT_STORE_MIN_BYTES = 80 * 2**20
+OBJECT_STORE_MIN_BYTES = 80 * 2**20  # Ray takes no less than 75 MiB
 _ANSWER_TIMEOUT_S = 10.0
 _WATCH_EVERY_S = 0.5
 
@@ -73,7 +73,7 @@ class LocalRay:
             return
         # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes (macOS: 103), of which Ray takes 66: TMPDIR may be too long.
         self._temp_dir = _make_temp_dir()
-        with nullcontext() if self._dashboard else only_needed_services(), without_obituaries():
+        with only_needed_services(dashboard=self._dashboard, monitor=self._dashboard), without_obituaries():
             ray.init(
                 address="local",
                 num_cpus=cpu_count(),
@@ -111,7 +111,7 @@ class RunningRay:
             except Exception as error:  # a refused connection, a timeout, another version: the trees have nothing in common
                 raise ClusterError(
                     f"Ray must answer at RAY_ADDRESS={self._address}",
-                    got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                    got=_first_line(error),
                     next_step="see `toolkit doctor`, or unset RAY_ADDRESS",
                 ) from error
 
@@ -153,7 +153,7 @@ class RayConnection:
         if self._error is not None:
             raise ClusterError(
                 "Ray must start",
-                got=f"{type(self._error).__name__}: {(str(self._error).splitlines() or [''])[0]}",
+                got=_first_line(self._error),
                 next_step="see `toolkit doctor`, or use --cluster inprocess",
             ) from self._error
         assert self._cluster is not None
@@ -201,13 +201,17 @@ class RayConnection:
             reason = self._source.failure()
         except Exception as error:
             # This thread is what Ray hangs on, and the search would wait for ever: what is not foreseen is a failure, too.
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = _first_line(error)
         if not reason:
             return
         with self._lock:
             self.failure, call = reason, self._on_failure
         if call is not None:
             call()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 @contextmanager
@@ -254,4 +258,4 @@ def _object_store_bytes() -> int:
     available = memory_bytes() * _OBJECT_STORE_SHARE
     if os.path.isdir("/dev/shm"):
         available = min(available, shutil.disk_usage("/dev/shm").free * 0.9)
-    return int(max(_OBJECT_STORE_MIN_BYTES, min(available, _OBJECT_STORE_MAX_BYTES)))
+    return int(max(OBJECT_STORE_MIN_BYTES, min(available, _OBJECT_STORE_MAX_BYTES)))

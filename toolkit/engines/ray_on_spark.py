@@ -42,13 +42,13 @@ from ray.util.spark import cluster_init
 from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Cluster
 from toolkit.core.machine import shared_memory_bytes
+from toolkit.engines.ray_cluster import OBJECT_STORE_MIN_BYTES
 from toolkit.engines.ray_patches import only_needed_services, without_obituaries
 from toolkit.engines.ray_spark_jobs import JobServer, node_task
 from toolkit.engines.ray_spark_node import remove_when_last
 from toolkit.engines.spark_session import SparkCluster, reason_of
 
 _WORKER = "ray.worker"
-_GROUP = "ray-on-spark"
 _POLL_S = 0.05
 _RELAUNCH_EVERY_S = 2.0
 _GCS_TIMEOUT_S = 2.0
@@ -163,9 +163,8 @@ class RayOnSpark:
     def _serve_jobs(self, ip: str, environ: dict[str, str]) -> Any:
         server = JobServer((ip, 0), self._spark.session, environ)
         server.cluster_id = self._cluster_id
-        ours = self._run_node
         theirs = spark_job_server._start_ray_worker_nodes
-        spark_job_server._start_ray_worker_nodes = ours
+        spark_job_server._start_ray_worker_nodes = self._run_node
         # It warns of every job that ends, and sets its own level with each request.
         logging.getLogger(_JOB_SERVER).disabled = True
         logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
@@ -252,7 +251,8 @@ class RayOnSpark:
     def _start_head(self, ip: str, port: int, config: dict[str, Any]) -> Node:
         scales = self._scales
         path = self._temp_dir / "autoscaling.json"
-        path.write_text(json.dumps(config))
+        if scales:
+            path.write_text(json.dumps(config))
         with only_needed_services(dashboard=self._cluster.dashboard, monitor=scales):
             node = Node(
                 RayParams(
@@ -390,9 +390,9 @@ def _wanted_store_bytes(data_bytes: int) -> int:
 
 
 def _within_shared_memory(wanted: int, shared_bytes: int | None, num_nodes: int = 1) -> int:
-    """Ray takes no less than 75 MiB, and puts on disk what shared memory cannot hold."""
+    """Ray puts on disk what shared memory cannot hold."""
     room = wanted if shared_bytes is None else int(0.8 * shared_bytes / num_nodes)
-    return max(80 * 2**20, min(wanted, room))
+    return max(OBJECT_STORE_MIN_BYTES, min(wanted, room))
 
 
 def _free_port(host: str) -> int:

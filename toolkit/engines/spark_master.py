@@ -21,6 +21,11 @@ _MAX_ANSWER_BYTES = 2**20
 _TLS_ALERT = b"\x15\x03"
 
 
+def is_cluster(master: str) -> bool:
+    """Whether it has executors, and Ray on Spark knows it."""
+    return master == "yarn" or master.startswith(("spark://", "local-cluster["))
+
+
 def check_master(master: str | None, remote: str | None) -> None:
     """
     Args:
@@ -35,7 +40,7 @@ def check_master(master: str | None, remote: str | None) -> None:
             got="SPARK_REMOTE" if remote else "sc://…",
             next_step="unset it, or " + NO_CONNECT[1] if remote else NO_CONNECT[1],
         )
-    if master is None or master.startswith(("spark://", "local-cluster[")) or master == "yarn":
+    if master is None or is_cluster(master):
         return
     if master == "local" or master.startswith("local["):
         raise ClusterError(

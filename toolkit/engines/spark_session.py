@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ClusterError
 from toolkit.engines.java import find_java
-from toolkit.engines.spark_master import NO_CONNECT, check_master, check_reachable
+from toolkit.engines.spark_master import NO_CONNECT, check_master, check_reachable, is_cluster
 
 if TYPE_CHECKING:
     from toolkit.engines.spark_jvm import Jvm
@@ -38,7 +38,6 @@ ASKED_TIMEOUT_S = 15.0
 
 # What must be the same on driver and executors: trials are pickled by one and run by the other.
 SAME_VERSIONS = ("ray", "ray-spark-toolkit")
-
 
 _logger = logging.getLogger("toolkit")
 
@@ -127,7 +126,7 @@ def connect(
         session, jvm = _open(master, conf, app_name)
     else:
         jvm = None
-        if not hasattr(session, "_jsparkSession"):
+        if not _is_classic(session):
             raise ClusterError(NO_CONNECT[0], got="a Spark Connect session", next_step=NO_CONNECT[1])
         if conf or (master and master != session.sparkContext.master):
             raise ClusterError(
@@ -168,10 +167,12 @@ def has_executors(*, open_one: bool) -> bool:
         from pyspark.sql import SparkSession
 
         session = SparkSession.builder.getOrCreate()
-    if session is None or not hasattr(session, "_jsparkSession"):
-        return False
-    master = str(session.sparkContext.master)
-    return master == "yarn" or master.startswith(("spark://", "local-cluster["))
+    return session is not None and _is_classic(session) and is_cluster(str(session.sparkContext.master))
+
+
+def _is_classic(session: Any) -> bool:
+    """Not a Spark Connect one, which has neither a JVM here nor RDDs."""
+    return hasattr(session, "_jsparkSession")
 
 
 def _check_java(java_home: Path | None) -> None:
