@@ -16,16 +16,9 @@ import pytest
 
 from benchmarks.spark_standalone import SparkStandalone, kill
 from tests.commands import Answer, Workplace, wait_until
-from toolkit.engines.java import find_java
+from tests.needs import need_java
 
 GONE_TIMEOUT_S = 60
-
-
-def skip_or_fail(reason: str) -> None:
-    """A laptop may lack it, CI may not."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @dataclass
@@ -87,8 +80,7 @@ def have_workers(cluster: SparkStandalone, num: int) -> None:
 @pytest.fixture(scope="module")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkStandalone]:
     """A master; each test says how many workers it wants."""
-    if problem := find_java(None).problem:
-        skip_or_fail(f"Spark needs Java: {problem}")
+    need_java()
     with SparkStandalone(tmp_path_factory.mktemp("standalone")) as cluster:
         yield cluster
 

@@ -21,14 +21,13 @@ import ray
 from benchmarks.spark_standalone import SparkStandalone
 from tests.commands import Answer, Workplace, runs_of, wait_until, workplace, write_experiment
 from tests.contracts import Lab, MakeRunner, RunnerContract, an_experiment, in_steps, lab, reference
-from tests.engines.spark_fixtures import skip_or_fail
+from tests.needs import need_java
 from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Cluster, Dataset
 from toolkit.core.recipes import load_experiment
 from toolkit.core.result import SweepResult
 from toolkit.core.study import TrialState
 from toolkit.engines import build, spark_session
-from toolkit.engines.java import find_java
 from toolkit.engines.ray_cluster import RayConnection
 from toolkit.engines.spark_session import SparkCluster
 from toolkit.sweep import sweep
@@ -47,8 +46,7 @@ MARK = uuid.uuid4().hex
 @pytest.fixture(scope="module")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkStandalone]:
     """A master, and a worker of two cores."""
-    if problem := find_java(None).problem:
-        skip_or_fail(f"Spark needs Java: {problem}")
+    need_java()
     with SparkStandalone(tmp_path_factory.mktemp("standalone"), {"TOOLKIT_TEST_MARK": MARK}) as cluster:
         cluster.start_worker(cores=2, memory_mib=1024)
         yield cluster
@@ -383,13 +381,13 @@ def test_ray_on_spark_between_local_rays(
     spark: SparkCluster, workplace: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Four sweeps in this process. A local Ray turns token authentication on, which would keep Ray on Spark's workers out; and the other
-    way round, Ray on Spark's token must not stay. The data is a table of the session, which is left running."""
+    way round, Ray on Spark's token must not stay; nor that of a local Ray, when the user sets another. The data is a table of the session,
+    which is left running."""
     import numpy as np
     import pandas as pd
     from ray.autoscaler._private.spark import spark_job_server
 
     rays_own = spark_job_server._start_ray_worker_nodes
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "the user's own")
     rows = pd.DataFrame({"a": np.random.default_rng(0).random(80), "b": 0.5, "y": np.arange(80) % 2})
     spark.session.createDataFrame(rows).write.parquet(str(workplace.folder / "rows.parquet"))
     spark.session.read.parquet(str(workplace.folder / "rows.parquet")).createOrReplaceGlobalTempView("rows")
@@ -408,8 +406,10 @@ def test_ray_on_spark_between_local_rays(
         wait_until(lambda: not ray_processes(), 30, ray_processes)
         return result
 
-    results = [run(cluster) for cluster in ("local", "spark", "auto", "local")]
-    assert [result.cluster for result in results] == ["local", "spark", "spark", "local"]
+    results = [run("local")]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the user's own")
+    results += [run(cluster) for cluster in ("local", "auto", "local")]
+    assert [result.cluster for result in results] == ["local", "local", "spark", "local"]
     assert len({result.source.sha256 for result in results}) == 1
     assert len({json.dumps([[dict(r.params), r.values] for r in result.records]) for result in results}) == 1, "the same trials everywhere"
     assert spark.session.table("global_temp.rows").count() == 80

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -37,26 +38,39 @@ def resume(workplace: Workplace, path: str, uri: str) -> None:
     check_answer(workplace.here("sweep", path, "--tracking-uri", uri, "--resume", "--json", "--cluster", "inprocess"))
 
 
+def at_the_gate(
+    workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, name: str, *options: str
+) -> tuple[SparkCommand, subprocess.Popen[str], Gate, str]:
+    """A sweep on one worker, of which two trials have ended and the next wait at the gate; the last is the experiment's path."""
+    have_workers(standalone, 1)
+    gate = Gate(workplace.folder, open_for=2)
+    path = write_experiment(workplace.folder, name, num_trials=NUM_TRIALS, body=gate.body)
+    command = SparkCommand(workplace, standalone)
+    process = command.start(path, "--tracking-uri", mlflow_server.uri, *options)
+    workplace.wait_for_trials(f"{name}-honest", 2, process)
+    gate.wait()
+    return command, process, gate, path
+
+
+def check_goes_on(command: SparkCommand, process: subprocess.Popen[str], gate: Gate, raylets: set[int]) -> None:
+    """On another node than that of `raylets`, to the end. The gate opens when one is there, and not before: for a moment the processes of a
+    dead raylet could still do all that is left."""
+    wait_until(lambda: bool(now := command.raylets()) and not raylets & now, 90)
+    gate.open()
+    check_answer(command.finish(process))
+    assert len(gate.nodes()) == 2
+
+
 @pytest.mark.parametrize("part", ["raylet/raylet", "CoarseGrainedExecutorBackend"])
 def test_a_ray_node_or_its_executor_is_killed(
     part: str, workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
     """The only one there is: it is replaced."""
-    have_workers(standalone, 1)
     name = f"spark-{'raylet' if 'raylet' in part else 'executor'}-{repetition}"
-    gate = Gate(workplace.folder, open_for=2)
-    path = write_experiment(workplace.folder, name, num_trials=NUM_TRIALS, body=gate.body)
-    command = SparkCommand(workplace, standalone)
-    process = command.start(path, "--tracking-uri", mlflow_server.uri)
-    workplace.wait_for_trials(f"{name}-honest", 2, process)
-    gate.wait()
+    command, process, gate, _ = at_the_gate(workplace, standalone, mlflow_server, name)
     raylets = command.raylets()
     kill_one(command.pids(part, on_executors=True))
-    # Not before another is there: for a moment the processes of a dead raylet could still do all that is left.
-    wait_until(lambda: bool(now := command.raylets()) and not raylets & now, 90)
-    gate.open()
-    check_answer(command.finish(process))
-    assert len(gate.nodes()) == 2
+    check_goes_on(command, process, gate, raylets)
     check_complete(workplace, name, NUM_TRIALS, mlflow_server.uri)
     command.all_gone()
 
@@ -64,22 +78,12 @@ def test_a_ray_node_or_its_executor_is_killed(
 def test_a_spark_worker_is_killed_and_another_takes_over(
     workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
-    have_workers(standalone, 1)
     name = f"spark-worker-{repetition}"
-    gate = Gate(workplace.folder, open_for=2)
-    path = write_experiment(workplace.folder, name, num_trials=NUM_TRIALS, body=gate.body)
-    command = SparkCommand(workplace, standalone)
-    process = command.start(path, "--tracking-uri", mlflow_server.uri, "--spark-conf", "spark.cores.max=1")
-    workplace.wait_for_trials(f"{name}-honest", 2, process)
-    gate.wait()
+    command, process, gate, _ = at_the_gate(workplace, standalone, mlflow_server, name, "--spark-conf", "spark.cores.max=1")
     raylets = command.raylets()
     have_workers(standalone, 2)
     kill(standalone.workers.pop(0))
-    # Not before another is there: for a moment the processes of a dead raylet could still do all that is left.
-    wait_until(lambda: bool(now := command.raylets()) and not raylets & now, 90)
-    gate.open()
-    check_answer(command.finish(process))
-    assert len(gate.nodes()) == 2
+    check_goes_on(command, process, gate, raylets)
     check_complete(workplace, name, NUM_TRIALS, mlflow_server.uri)
     command.all_gone()
 
@@ -88,14 +92,8 @@ def test_a_spark_worker_is_killed_and_another_takes_over(
 def test_rays_head_is_killed(
     part: str, workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
-    have_workers(standalone, 1)
     name = f"spark-head-{part.partition('_')[0]}-{repetition}"
-    gate = Gate(workplace.folder, open_for=2)
-    path = write_experiment(workplace.folder, name, num_trials=NUM_TRIALS, body=gate.body)
-    command = SparkCommand(workplace, standalone)
-    process = command.start(path, "--tracking-uri", mlflow_server.uri)
-    workplace.wait_for_trials(f"{name}-honest", 2, process)
-    gate.wait()
+    command, process, gate, path = at_the_gate(workplace, standalone, mlflow_server, name)
     kill_one(command.pids(f"{part}/{part} ".replace("gcs_server/", "gcs/"), on_executors=False))
     answer = command.finish(process, timeout_s=60)
     check_one_line(answer, 1, "error: Ray must last as long as the search, got the Ray head's", part, "2 of 8 trials are kept", "--resume")
@@ -106,14 +104,8 @@ def test_rays_head_is_killed(
 
 
 def test_the_driver_is_killed(workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int) -> None:
-    have_workers(standalone, 1)
     name = f"spark-driver-{repetition}"
-    gate = Gate(workplace.folder, open_for=2)
-    path = write_experiment(workplace.folder, name, num_trials=NUM_TRIALS, body=gate.body)
-    command = SparkCommand(workplace, standalone)
-    process = command.start(path, "--tracking-uri", mlflow_server.uri)
-    workplace.wait_for_trials(f"{name}-honest", 2, process)
-    gate.wait()
+    command, process, gate, path = at_the_gate(workplace, standalone, mlflow_server, name)
     process.kill()
     process.communicate(timeout=60)
     command.all_gone()
@@ -175,14 +167,8 @@ def test_a_trial_takes_more_memory_than_an_executor_has(
 def test_stopped_from_outside_during_the_search(
     signal_number: int, workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
-    have_workers(standalone, 1)
     name = f"spark-{signal_number.name.lower()}-{repetition}"
-    gate = Gate(workplace.folder, open_for=2)
-    path = write_experiment(workplace.folder, name, num_trials=NUM_TRIALS, body=gate.body)
-    command = SparkCommand(workplace, standalone)
-    process = command.start(path, "--tracking-uri", mlflow_server.uri)
-    workplace.wait_for_trials(f"{name}-honest", 2, process)
-    gate.wait()
+    command, process, gate, path = at_the_gate(workplace, standalone, mlflow_server, name)
     # A terminal's Ctrl-C goes to the whole group, the driver's JVM and Ray's head among it.
     (os.killpg if signal_number == signal.SIGINT else os.kill)(process.pid, signal_number)
     answer = command.finish(process, timeout_s=60)
@@ -240,15 +226,10 @@ def test_an_exception_in_the_driver(
 def test_trials_spread_onto_a_worker_that_comes_later(
     workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
-    have_workers(standalone, 1)
     name = f"spark-grows-{repetition}"
-    gate = Gate(workplace.folder, open_for=2)
-    path = write_experiment(workplace.folder, name, num_trials=NUM_TRIALS, body=gate.body)
-    command = SparkCommand(workplace, standalone)
-    scale = ["--set", "cluster.min_workers=1", "--set", "cluster.max_workers=2"]
-    process = command.start(path, "--tracking-uri", mlflow_server.uri, *scale)
-    workplace.wait_for_trials(f"{name}-honest", 2, process)
-    gate.wait()
+    command, process, gate, _ = at_the_gate(
+        workplace, standalone, mlflow_server, name, "--set", "cluster.min_workers=1", "--set", "cluster.max_workers=2"
+    )
     assert len(gate.nodes()) == 1
     have_workers(standalone, 2)
     wait_until(lambda: len(gate.nodes()) == 2, 60)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import os
-import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.needs import need_java, skip_or_fail
 from toolkit.core.data import DataContext, LoadedData
 from toolkit.core.errors import DataError
 from toolkit.core.experiment import Dataset, Experiment, Metric, Protocol, Split, XGBoost
@@ -34,12 +33,9 @@ RESULT_SIZE_MIB = 8
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A session of this file's own: a process has one at a time, and other files need other masters."""
-    java = shutil.which("java") or Path(os.environ.get("JAVA_HOME", "/absent"), "bin/java").exists()
-    if not java or importlib.util.find_spec("pyspark") is None:
-        reason = "needs Java 17 and pyspark"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_java()
+    if importlib.util.find_spec("pyspark") is None:
+        skip_or_fail("needs pyspark")
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import textwrap
@@ -49,6 +50,18 @@ def test_names(tmp_path, name):
     for path in (tmp_path / "experiments" / "my_first.py", tmp_path / "my.py", tmp_path / "sub" / "my.py"):
         write(path, GOOD + "\nother = experiment\n")
     assert load_experiment(name).name == "tiny"
+
+
+def test_an_edit_is_seen_and_nothing_is_left_beside_the_file(tmp_path, monkeypatch):
+    """With cached bytecode, an edit of the same length within the same second is not."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = write(tmp_path / "mine.py", GOOD)
+    assert load_experiment("mine.py").name == "tiny"
+    stat = path.stat()
+    path.write_text(path.read_text().replace("tiny", "full"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_experiment("mine.py").name == "full"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_package_and_function(tmp_path):

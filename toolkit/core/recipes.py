@@ -15,8 +15,9 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -119,9 +120,17 @@ def _is_own(module: ModuleType) -> bool:
     return name.startswith(FILE_MODULE) or not installed
 
 
+class _NoBytecode(SourceFileLoader):
+    """Leaves no `__pycache__` beside a user's file, and reads none: after an edit in the same second that keeps the length, it would be
+    stale."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import_file(path: Path) -> ModuleType:
     name = FILE_MODULE + re.sub(r"\W", "_", path.stem)
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_NoBytecode(name, str(path)))
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     _make_importable(path.parent)

@@ -27,7 +27,7 @@ import ray
 
 from toolkit.core.errors import ClusterError
 from toolkit.core.machine import cpu_count, memory_bytes
-from toolkit.engines.ray_patches import dead_head_processes, only_needed_services, without_obituaries
+from toolkit.engines.ray_patches import dead_head_processes, only_needed_services, reread_authentication, without_obituaries
 
 # The object store holds one copy of the data and nothing else; it is backed by memory only as far as it is filled.
 _OBJECT_STORE_SHARE = 0.3
@@ -73,6 +73,7 @@ class LocalRay:
             return
         # Ray's sockets lie below it, and AF_UNIX paths hold 107 bytes (macOS: 103), of which Ray takes 66: TMPDIR may be too long.
         self._temp_dir = _make_temp_dir()
+        reread_authentication()
         with only_needed_services(dashboard=self._dashboard, monitor=self._dashboard), without_obituaries():
             ray.init(
                 address="local",

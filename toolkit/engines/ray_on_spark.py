@@ -31,7 +31,7 @@ import ray
 from ray._private import services
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
+from ray._raylet import GcsClient
 from ray.autoscaler._private.spark import spark_job_server
 from ray.autoscaler._private.spark.node_provider import HEAD_NODE_ID, SparkNodeProvider
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
@@ -43,7 +43,7 @@ from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Cluster
 from toolkit.core.machine import shared_memory_bytes
 from toolkit.engines.ray_cluster import OBJECT_STORE_MIN_BYTES
-from toolkit.engines.ray_patches import only_needed_services, without_obituaries
+from toolkit.engines.ray_patches import only_needed_services, reread_authentication, without_obituaries
 from toolkit.engines.ray_spark_jobs import JobServer, node_task
 from toolkit.engines.ray_spark_node import remove_when_last
 from toolkit.engines.spark_session import SparkCluster, reason_of
@@ -153,8 +153,7 @@ class RayOnSpark:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
-            Config.initialize("")
-            AuthenticationTokenLoader.instance().reset_cache()
+            reread_authentication()
 
         apply({**environ, "no_proxy": no_proxy, "NO_PROXY": no_proxy})
         self._stack.callback(apply, kept)

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private.node import Node
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.util import register_serializer
 
 from toolkit.engines.ray_spark_node import no_dashboard
@@ -55,6 +56,12 @@ def without_obituaries() -> Iterator[None]:
         yield
     finally:
         ray._private.worker.listen_error_messages = kept
+
+
+def reread_authentication() -> None:
+    """Ray reads its mode and token once a process, but gives those of the environment to what it starts: an earlier Ray's would not fit."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def dead_head_processes() -> list[str]:
