@@ -14,7 +14,7 @@ from ray.autoscaler._private.spark.spark_job_server import SparkJobServer, Spark
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment.trial import _get_trainable_kwargs
-from ray.tune.registry import register_trainable
+from ray.tune.registry import _Registry, get_trainable_cls, register_trainable, validate_trainable
 from ray.util.spark import cluster_init
 
 from toolkit.engines import ray_patches
@@ -22,8 +22,9 @@ from toolkit.engines.ray_patches import UNUSED_SERVICES, only_needed_services, w
 
 READ = [
     (ray_patches._tunes_own_reuse or TuneController._maybe_reuse_cached_actor, "c045f0ddd48f"),
-    (ray_patches._tunes_own_failure or TuneController._process_trial_failure, "e1cba5472783"),
-    (TuneController._actor_failed, "367eac6d685d"),
+    (ray_patches._tunes_own_start or TuneController._maybe_add_actors, "dda4565e2ec3"),
+    (TuneController._on_trial_reset, "0c9d60ed2113"),
+    (TuneController._actor_started, "c88c6e965abe"),
     (Node.start_head_processes, "c8877a0a14ce"),
     (Node.start_ray_processes, "819715425b5c"),
     (_ActorClassCache.get, "9164951bf277"),
@@ -32,6 +33,9 @@ READ = [
     (TuneController._schedule_trial_train, "03c40bf04624"),
     (_get_trainable_kwargs, "a7a1a216e061"),
     (register_trainable, "7704d3a7bba8"),
+    (get_trainable_cls, "d2e1fadd3046"),
+    (validate_trainable, "5116bae65b06"),
+    (_Registry, "1f025903133e"),
     (listen_error_messages, "e5c992a94ead"),
 ]
 

@@ -1,7 +1,8 @@
 """Studies on Optuna: sampler and scheduler as configured, every trial in an append-only journal.
 
 The one writer of a journal is the process that holds the study's lock, so operations are kept in memory and written by groups: one
-write and one fsync for a trial's proposal, one for its end. A journal cut off in the middle of a line by a crash loses that line only.
+write for a trial's proposal, one write and one fsync for its end. A journal cut off in the middle of a line by a crash loses that line
+only.
 
 Optuna's pruners play the scheduler, on every runner: their state is the journal's, so that it survives a crash of the driver, which
 the state of Ray Tune's own ASHA does not (docs/decisions/0002).
@@ -80,8 +81,8 @@ class Journal(BaseJournalBackend):
         self._pending.extend(lines)
         self._unread.extend(json.loads(line) for line in lines)
 
-    def flush(self) -> None:
-        """Write what is pending, durably.
+    def flush(self, synced: bool = True) -> None:
+        """Write what is pending; `synced`: so that it outlives a power cut, not only the process.
 
         Raises:
             StudyError: the disk refuses (full, read-only). The file then ends where it did before.
@@ -92,8 +93,9 @@ class Journal(BaseJournalBackend):
         try:
             with self.path.open("ab") as file:
                 file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
                 if self._num_bytes:
@@ -170,7 +172,8 @@ class OptunaStudy:
             raise ExperimentError("space: drawing parameters failed", got=f"{type(error).__name__}: {error}") from error
         trial.set_user_attr("params", flatten(params))
         self._running[number] = trial
-        self._journal.flush()
+        # A power cut may take it back before the next trial's end is written: then it was never asked for, and is asked for again.
+        self._journal.flush(synced=False)
         return Proposal(number, params)
 
     def report(self, number: int, step: int, value: float) -> bool:

@@ -20,7 +20,7 @@ from toolkit.engines.ray_trial_actor import Shared, TrialActor, nothing
 _NAME = "toolkit_trial"
 
 _tunes_own_reuse: Callable[[Any, Any], bool] | None = None
-_tunes_own_failure: Callable[[Any, Any, Any], None] | None = None
+_tunes_own_start: Callable[[Any], None] | None = None
 
 
 # A local cluster has no use for the API server (2.3 s until it answers), the autoscaler's monitor, and, with `log_to_driver=False`, the
@@ -80,20 +80,24 @@ def register_actor(shared: Shared) -> str:
     from ray.tune.execution import class_cache
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment.trial import _TrialInfo
-    from ray.tune.registry import TRAINABLE_CLASS, _global_registry
+    from ray.tune.registry import _global_registry, _Registry
 
-    global _tunes_own_reuse, _tunes_own_failure
-    if _tunes_own_reuse is None or _tunes_own_failure is None:
+    global _tunes_own_reuse, _tunes_own_start
+    if _tunes_own_reuse is None or _tunes_own_start is None:
         _tunes_own_reuse = TuneController._maybe_reuse_cached_actor
-        _tunes_own_failure = TuneController._process_trial_failure
+        _tunes_own_start = TuneController._maybe_add_actors
     _travel_as_none(StorageContext)
     _travel_as_none(_TrialInfo)
     # PyTorch Lightning's PL_DISABLE_FORK: an environment variable is a runtime environment, and that a process of its own.
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
     TuneController._maybe_reuse_cached_actor = _reuse_only_what_is_free  # type: ignore[method-assign,assignment]
-    TuneController._process_trial_failure = _retry_what_met_a_dead_process  # type: ignore[method-assign,assignment]
-    _global_registry.register(TRAINABLE_CLASS, _NAME, type("TrialActor", (TrialActor,), {"shared": shared}))
+    TuneController._schedule_trial_reset = _reset_without_waiting  # type: ignore[method-assign,assignment]
+    TuneController._maybe_add_actors = _start_what_was_reset  # type: ignore[method-assign,assignment]
+    actor_class = type("TrialActor", (TrialActor,), {"shared": shared})
+    # Tune looks a trainable up three to five times a trial, in the head's key-value store: 2 ms each.
+    _global_registry.contains = lambda category, key: key == _NAME or _Registry.contains(_global_registry, category, key)  # type: ignore[method-assign]
+    _global_registry.get = lambda category, key: actor_class if key == _NAME else _Registry.get(_global_registry, category, key)  # type: ignore[method-assign]
     return _NAME
 
 
@@ -111,18 +115,25 @@ def _reuse_only_what_is_free(controller: Any, trial: Any) -> bool:
     return _tunes_own_reuse(controller, trial)
 
 
-def _retry_what_met_a_dead_process(controller: Any, trial: Any, exception: Exception) -> None:
-    """A trial that is put on a kept process, which has died since, fails before it runs. When a node dies, all its kept processes are such.
+def _reset_without_waiting(controller: Any, trial: Any, new_config: dict[str, Any], new_experiment_tag: str) -> None:
+    """Tune sends a process that it reuses `reset`, waits for the answer, and sends `train` in a later step. A process takes its calls in
+    their order, so both can be sent at once; after a `reset` that failed, `train` fails.
 
-    Tune hears of it twice: from the process, upon which it puts the trial back, and from the call that was to prepare it, upon which it
-    counts the trial, as it does not run, as failed for good.
+    It also means that a trial put on a process that has died since (when a node dies, all its kept processes have) fails while it runs, and
+    is tried again. Tune, which then hears of the death twice, would count it as failed for good.
     """
-    if trial in controller._resetting_trials:
-        controller._resetting_trials.discard(trial)
-    elif trial.status == type(trial).PENDING and trial not in controller._trial_to_actor:
-        return
-    assert _tunes_own_failure is not None
-    _tunes_own_failure(controller, trial, exception)
+    trial.set_experiment_tag(new_experiment_tag)
+    trial.set_config(new_config)
+    trial.temporary_state.ray_actor.reset.remote(new_config)
+    controller._resetting_trials.add(trial)
+
+
+def _start_what_was_reset(controller: Any) -> None:
+    """Not before Tune's own has noted for all of them that they are to start."""
+    assert _tunes_own_start is not None
+    _tunes_own_start(controller)
+    for trial in sorted(controller._resetting_trials, key=lambda trial: trial.config["number"]):
+        controller._on_trial_reset(trial, True)
 
 
 def _travel_as_none(cls: type) -> None:

@@ -42,6 +42,7 @@ class TrialActor:
         self._data: TrialData = ray.get(self.shared.data)
         self._trainer = self.shared.make_trainer()
         self._fit: _SteppedFit | None = None
+        self._proposal: Proposal | None = None
         self._configure(config)
 
     @classmethod
@@ -52,14 +53,16 @@ class TrialActor:
         sweep = cls.shared.sweep
         return PlacementGroupFactory([{"CPU": sweep.cpus_per_trial, **({"GPU": sweep.gpus_per_trial} if sweep.gpus_per_trial else {})}])
 
-    def reset(self, new_config: dict[str, Any], storage: None = None) -> bool:
+    def reset(self, new_config: dict[str, Any]) -> None:
+        """Nobody hears how it ends: see `ray_patches._reset_without_waiting`."""
+        self._proposal = None
         if self._fit is not None:
             self._fit.abandon()
             self._fit = None
         self._configure(new_config)
-        return True
 
     def train(self) -> dict[str, Any]:
+        assert self._proposal is not None, "the process could not be made ready for the trial"
         if not self._stepped:
             return {"result": self._run(_never_stop), "done": True}
         if self._fit is None:
@@ -79,6 +82,7 @@ class TrialActor:
         self._stepped: bool = config["stepped"]
 
     def _run(self, report: Report) -> TrialResult:
+        assert self._proposal is not None
         sweep = self.shared.sweep
         num_threads = max(1, int(sweep.cpus_per_trial))
         return run_trial(self._trainer, self._proposal, self._data, num_threads, report, sweep.memory_gib_per_trial)
