@@ -22,5 +22,10 @@ def wine_folder() -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A fault with the argument `repetition` runs once, and again under the mark `repeat`, to catch the rare failure (`task test:faults`)."""
     if "repetition" in metafunc.fixturenames:
-        times = range(int(os.environ.get("TOOLKIT_FAULT_REPEATS", "10")))
+        times = range(int(os.environ.get("TOOLKIT_FAULT_REPEATS", "20")))
         metafunc.parametrize("repetition", [pytest.param(number, marks=[pytest.mark.repeat] if number else []) for number in times])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest goes first: of two processes (`-n 2`) one is busy with it while the other does the rest."""
+    items.sort(key=lambda item: item.path.name != "test_spark_faults.py")

@@ -91,8 +91,7 @@ class TrialCluster:
             app_name=f"toolkit {self._experiment.name}",
             java_home=self._settings.java_home,
             remote=self._settings.spark_remote,
-            wanted_cores=sweep.concurrency * sweep.cpus_per_trial if sweep.concurrency else None,
-            wanted_executors=self._experiment.cluster.min_workers,
+            wanted=spark_session.Wanted(sweep.concurrency, sweep.cpus_per_trial, self._experiment.cluster.min_workers),
         )
         stack.callback(self._spark.close)
         per_worker = int(self._spark.cores_per_worker // sweep.cpus_per_trial)
@@ -110,6 +109,14 @@ class TrialCluster:
                 next_step="lower it, or ask Spark for more executors",
             )
         self._slots_per_worker = per_worker
+        there = per_worker * max(self._spark.num_workers, self._experiment.cluster.max_workers or 0)
+        if sweep.concurrency and sweep.concurrency > there:
+            _logger.warning(
+                "concurrency %d needs %g cores, the executors have room for %d trials: lower it, or ask Spark for more executors",
+                sweep.concurrency,
+                sweep.concurrency * sweep.cpus_per_trial,
+                there,
+            )
 
     def start(self, stack: ExitStack, data_bytes: int) -> None:
         """Begin to start Ray; returns at once. The data must have been read, for Ray takes the executors' cores.
@@ -155,7 +162,7 @@ class TrialCluster:
                 there = round(ready.num_cpus / self._spark.cores_per_worker)
                 num_slots = self._slots_per_worker * (self._max_workers if experiment.cluster.scales else there)
             runner = build.ray_runner(experiment, protocol, data, min(num_slots, wanted or num_slots))
-        if wanted is not None and wanted > runner.num_slots:
+        if wanted is not None and wanted > runner.num_slots and self._spark is None:
             _logger.warning(
                 "concurrency %d is more than the %d slots there are: %d trials run at once", wanted, runner.num_slots, runner.num_slots
             )

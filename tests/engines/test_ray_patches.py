@@ -1,28 +1,39 @@
 """`toolkit/engines/ray_patches.py` was written against these lines of Ray: when they change, read them again before the hash is renewed."""
 
+import contextlib
 import hashlib
 import inspect
 
 import pytest
 import ray
+from ray import cloudpickle
 from ray._private import services
 from ray._private.node import Node
 from ray._private.worker import listen_error_messages
+from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.autoscaler._private.spark import spark_job_server
 from ray.autoscaler._private.spark.node_provider import SparkNodeProvider
 from ray.autoscaler._private.spark.spark_job_server import SparkJobServer, SparkJobServerRequestHandler
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+from ray.train._internal.storage import StorageContext
+from ray.tune.execution import class_cache
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment.trial import _get_trainable_kwargs
-from ray.tune.registry import _Registry, get_trainable_cls, register_trainable, validate_trainable
+from ray.tune.registry import _global_registry, _Registry, get_trainable_cls, register_trainable, validate_trainable
 from ray.util.spark import cluster_init
 
-from toolkit.engines import ray_patches
-from toolkit.engines.ray_patches import UNUSED_SERVICES, only_needed_services, without_obituaries
+from toolkit.core.errors import ClusterError
+from toolkit.core.experiment import Sweep
+from toolkit.engines.ray_patches import UNUSED_SERVICES, check_version, only_needed_services, trials_of, without_obituaries
+from toolkit.engines.ray_trial_actor import Shared
 
 READ = [
-    (ray_patches._tunes_own_reuse or TuneController._maybe_reuse_cached_actor, "c045f0ddd48f"),
-    (ray_patches._tunes_own_start or TuneController._maybe_add_actors, "dda4565e2ec3"),
+    (RayActorManager._actor_task_failed, "acbe35f64073"),
+    (TuneController._maybe_reuse_cached_actor, "c045f0ddd48f"),
+    (TuneController._maybe_add_actors, "dda4565e2ec3"),
+    (TuneController._cleanup_trials, "6cfdc9304152"),
+    (RayActorManager.cleanup, "9e3ec1d4d8dd"),
     (TuneController._on_trial_reset, "0c9d60ed2113"),
     (TuneController._actor_started, "c88c6e965abe"),
     (Node.start_head_processes, "c8877a0a14ce"),
@@ -84,6 +95,58 @@ def test_obituaries_are_left_out_only_while_it_lasts():
     with without_obituaries():
         assert ray._private.worker.listen_error_messages is not listen_error_messages
     assert ray._private.worker.listen_error_messages is listen_error_messages
+
+
+SHARED = Shared(make_trainer=None, sweep=Sweep(), data=None)
+
+
+def test_tune_is_what_it_was_after_a_search():
+    """The user may have searches of their own in the same process."""
+
+    def state():
+        classes = [dict(vars(owner)) for owner in (TuneController, RayActorManager)]
+        variables = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+        return classes, set(vars(_global_registry)), variables, StorageContext in cloudpickle.CloudPickler.dispatch
+
+    before = state()
+    with trials_of(SHARED) as name:
+        during = state()
+        assert get_trainable_cls(name).shared is SHARED
+    assert all(now != was for now, was in zip(during, before, strict=True))
+    assert state() == before
+
+
+def test_a_process_that_ray_s_memory_monitor_ends_has_died():
+    heard = []
+
+    class Task:
+        class _tracked_actor:
+            actor_id = 1
+            _on_error = None
+
+        _on_error = staticmethod(lambda actor, exception: heard.append(exception))
+
+    class Manager:
+        _cleanup_actor = staticmethod(lambda tracked_actor: None)
+
+        def __init__(self):
+            self._failed_actor_ids = set()
+
+    for error in (OutOfMemoryError("Task was killed\ndue to the node running low on memory"), ActorDiedError()):
+        with pytest.raises(RuntimeError) if isinstance(error, OutOfMemoryError) else contextlib.nullcontext():
+            RayActorManager._actor_task_failed(Manager(), Task, error)
+        heard.clear()
+        with trials_of(SHARED):
+            RayActorManager._actor_task_failed(Manager(), Task, error)
+        assert isinstance(heard[0], RayActorError)
+        assert "OutOfMemoryError: Task was killed due to" in str(heard[0]) or heard[0] is error
+
+
+def test_another_ray_is_refused(monkeypatch):
+    check_version()
+    monkeypatch.setattr(ray, "__version__", "2.37.0")
+    with pytest.raises(ClusterError, match=r"^the toolkit needs Ray 2.60, got 2.37.0; install"):
+        check_version()
 
 
 def test_ray_answers_the_job_server_s_calls_by_these_names():

@@ -67,7 +67,7 @@ def test_a_killed_process_is_replaced_and_takes_no_trial(lab: Lab, tmp_path: Pat
     assert len(ran.records) == len(ran.told.ended) == 4 and ran.told.started == [0, 1, 2, 3]
     assert [record.num_retries for record in ran.records] == [0, 1, 2, 0]
     assert ran.states[1] in (TrialState.COMPLETE, TrialState.PRUNED) and ran.states[2] is TrialState.FAILED
-    assert "the trial's process died 3 times" in (ran.records[2].error or "")
+    assert "the trial's process died 3 times; last: SYSTEM_ERROR Worker exit detail: " in (ran.records[2].error or "")
     assert len(list(tmp_path.glob("3-*"))) == 3 and ran.search.stopping is None
 
 
@@ -89,6 +89,34 @@ def test_a_trial_that_is_given_to_a_dead_process_is_retried(lab: Lab, tmp_path: 
     ran = lab.run(an_experiment(dying_at_the_next_trial, {**SPACE, "mark": str(tmp_path / "mark")}, num_trials=4, max_retries=1))
     assert ran.states == [TrialState.COMPLETE] * 4
     assert [record.num_retries for record in ran.records] == [0, 1, 0, 0]
+
+
+def obstinate(params: dict[str, Any], train: Part, validation: Part, report: Any) -> None:
+    for step in range(1, 10):
+        try:
+            report(step, {"score": params["x"] * step})
+        except BaseException:
+            report(step, {"score": 0.0})
+
+
+def test_a_fit_that_goes_on_reporting_after_it_was_stopped_holds_up_nobody(lab: Lab) -> None:
+    ran = lab.run(an_experiment(obstinate, num_trials=12, scheduler=Asha(grace_period=1, reduction_factor=3)))
+    assert len(ran.records) == 12 and set(ran.states) == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def leaving(params: dict[str, Any], train: Part, validation: Part, report: Any) -> None:
+    report(1, {"score": 1.0})
+    if params["leaves"]:
+        sys.exit(3)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("scheduler", [None, Asha(grace_period=1)], ids=["no scheduler", "asha"])
+def test_a_fit_that_ends_its_process_fails_alone(lab: Lab, scheduler: Asha | None) -> None:
+    space, points = {"leaves": Categorical((True, False))}, ({"leaves": True}, {"leaves": False})
+    ran = lab.run(an_experiment(leaving, space, points=points, num_trials=2, max_retries=1, scheduler=scheduler))
+    assert ran.states == [TrialState.FAILED, TrialState.COMPLETE]
+    assert "the trial's process died 2 times" in (ran.records[0].error or "")
 
 
 def asleep_in_c(params: dict[str, Any], train: Part, validation: Part, report: Any) -> None:

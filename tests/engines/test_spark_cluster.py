@@ -123,6 +123,14 @@ def test_no_executor(standalone: SparkStandalone, monkeypatch: pytest.MonkeyPatc
     assert capfd.readouterr().err == "" and no_jvm()
 
 
+def test_a_driver_address_that_is_not_this_host_s(standalone: SparkStandalone, capfd: pytest.CaptureFixture[str]) -> None:
+    got = refusal(standalone.url, {"spark.driver.host": "198.51.100.7", "spark.driver.bindAddress": "127.0.0.1"})
+    assert got.startswith(
+        "Ray's head listens at spark.driver.host, got 198.51.100.7: Cannot assign requested address; set it to an address"
+    )
+    assert capfd.readouterr().err == "" and no_jvm()
+
+
 def test_a_session_in_somebody_elses_jvm_ends_and_a_dead_jvm_is_cleared_away(standalone: SparkStandalone) -> None:
     from pyspark import SparkContext
 

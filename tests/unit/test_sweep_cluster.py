@@ -8,6 +8,7 @@ import pytest
 
 from toolkit import Cluster, Dataset, Experiment, Int, Metric, XGBoost, sweep_cluster
 from toolkit.core.errors import UserError
+from toolkit.engines.spark_session import Wanted
 from toolkit.settings import Settings
 from toolkit.sweep_cluster import TrialCluster
 
@@ -81,3 +82,20 @@ def test_a_dashboard_needs_its_extra(monkeypatch):
         place(**arguments)
     assert place("inprocess", experiment=shown).kind == "inprocess"
     assert place("local", environ={"RAY_ADDRESS": "host:6379"}, experiment=shown).kind == "local"
+
+
+@pytest.mark.parametrize(
+    ("slots", "cpus_per_trial", "executors", "cores", "enough"),
+    [
+        (None, 1, None, [4, 4], False),
+        (4, 1, None, [4], True),
+        (4, 2, None, [3, 3, 3], False),  # 9 cores, and room for three trials
+        (4, 2, None, [3, 3, 3, 3], True),
+        (4, 1, 2, [4], False),
+        (6, 1, None, [2, 4], True),  # three nodes as large as the smallest
+        (3, 3, None, [4, 8], True),
+        (3, 3, None, [4, 4], False),
+    ],
+)
+def test_executors_are_waited_for_until_the_trials_fit(slots, cpus_per_trial, executors, cores, enough):
+    assert Wanted(slots, cpus_per_trial, executors).has_enough(cores) is enough

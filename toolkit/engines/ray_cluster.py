@@ -27,7 +27,7 @@ import ray
 
 from toolkit.core.errors import ClusterError
 from toolkit.core.machine import cpu_count, memory_bytes
-from toolkit.engines.ray_patches import dead_head_processes, only_needed_services, reread_authentication, without_obituaries
+from toolkit.engines.ray_patches import check_version, dead_head_processes, only_needed_services, reread_authentication, without_obituaries
 
 # The object store holds one copy of the data and nothing else; it is backed by memory only as far as it is filled.
 _OBJECT_STORE_SHARE = 0.3
@@ -132,6 +132,7 @@ class RayConnection:
     """
 
     def __init__(self, source: RaySource) -> None:
+        check_version()
         self._source = source
         self._cluster: RayCluster | None = None
         self._error: Exception | None = None

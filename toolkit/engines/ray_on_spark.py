@@ -58,6 +58,7 @@ _IDLE_TIMEOUT_MINUTES = 1.0
 # A raylet that was killed is known to be dead in 5 s (Ray's own settings: 15), one behind a cut network in 30 (65).
 _HEALTH_CHECKS = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 5}
 _HEAD_MEMORY_BYTES = 2**30
+_ABANDONED_S = 60.0
 _JOB_SERVER = "ray.autoscaler._private.spark.spark_job_server"
 
 _logger = logging.getLogger("toolkit")
@@ -110,7 +111,7 @@ class RayOnSpark:
         Raises:
             ClusterError: fewer than `cluster.min_workers`, or none, came up.
         """
-        ip = socket.gethostbyname(self._spark.session.conf.get("spark.driver.host"))
+        ip = self._spark.driver_ip
         if ipaddress.ip_address(ip).is_loopback:  # as /etc/hosts may say of this host's own name: others would call themselves
             ip = services.resolve_ip_for_localhost("127.0.0.1")
         port = _free_port(ip)
@@ -132,8 +133,9 @@ class RayOnSpark:
 
     def _make_temp_dir(self, port: int) -> Path:
         """Of the same name on all hosts. Ray's sockets lie below it, so it must be short."""
-        root = cluster_init._create_hook_entry(is_global=False).get_default_temp_root_dir()
-        path = Path(root) / f"ray-{port}-{secrets.token_hex(3)}"
+        root = Path(cluster_init._create_hook_entry(is_global=False).get_default_temp_root_dir())
+        _remove_abandoned(root)
+        path = root / f"ray-{port}-{secrets.token_hex(3)}"
         path.mkdir(mode=0o700, parents=True)
         lock = path.with_suffix(".lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -160,8 +162,7 @@ class RayOnSpark:
         return environ
 
     def _serve_jobs(self, ip: str, environ: dict[str, str]) -> Any:
-        server = JobServer((ip, 0), self._spark.session, environ)
-        server.cluster_id = self._cluster_id
+        server = JobServer((ip, 0), self._spark.session, environ, self._cluster_id)
         theirs = spark_job_server._start_ray_worker_nodes
         spark_job_server._start_ray_worker_nodes = self._run_node
         # It warns of every job that ends, and sets its own level with each request.
@@ -392,6 +393,15 @@ def _within_shared_memory(wanted: int, shared_bytes: int | None, num_nodes: int 
     """Ray puts on disk what shared memory cannot hold."""
     room = wanted if shared_bytes is None else int(0.8 * shared_bytes / num_nodes)
     return max(OBJECT_STORE_MIN_BYTES, min(wanted, room))
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Folders of drivers that were killed: those whose lock nobody holds. One that is made just now is left its time to take it."""
+    for lock_path in root.glob("ray-[0-9]*-*.lock"):
+        with suppress(FileNotFoundError, PermissionError):
+            if lock_path.stat().st_uid == os.getuid() and time.time() - lock_path.stat().st_mtime > _ABANDONED_S:
+                with lock_path.open("a") as lock:
+                    remove_when_last(lock_path.with_suffix(""), lock.fileno())
 
 
 def _free_port(host: str) -> int:

@@ -6,21 +6,44 @@ What they are for: a search of 50 short trials spends most of its time on the st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config
-from ray.util import register_serializer
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util import deregister_serializer, register_serializer
 
+from toolkit.core.errors import ClusterError
 from toolkit.engines.ray_spark_node import no_dashboard
 from toolkit.engines.ray_trial_actor import Shared, TrialActor, nothing
 
 _NAME = "toolkit_trial"
+_VERSION = "2.60"
 
-_tunes_own_reuse: Callable[[Any, Any], bool] | None = None
-_tunes_own_start: Callable[[Any], None] | None = None
+
+def check_version() -> None:
+    """Raises:
+    ClusterError: another Ray than what was read; an installation without its dependencies' versions (`--no-deps`) gets here.
+    """
+    if ray.__version__.rpartition(".")[0] != _VERSION:
+        raise ClusterError(f"the toolkit needs Ray {_VERSION}", got=ray.__version__, next_step=f'install "ray[tune]=={_VERSION}.*"')
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name`; what an instance did not have itself, it has not afterwards."""
+    own = name in vars(owner)
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, kept)
+        else:
+            delattr(owner, name)
 
 
 # A local cluster has no use for the API server (2.3 s until it answers), the autoscaler's monitor, and, with `log_to_driver=False`, the
@@ -32,30 +55,21 @@ UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
 def only_needed_services(dashboard: bool = False, monitor: bool = False) -> Iterator[None]:
     """While it lasts, a head starts without `UNUSED_SERVICES`, but for those that are asked for, and with the agent of a minimal Ray."""
     asked_for = {"start_api_server": dashboard, "start_monitor": monitor, "start_log_monitor": dashboard}
-    kept = {name: getattr(Node, name) for name in UNUSED_SERVICES if not asked_for[name]}
-    dependency_error = ray._private.utils.get_dashboard_dependency_error
-    for name in kept:
-        setattr(Node, name, lambda self, **options: None)
-    if not dashboard:
-        ray._private.utils.get_dashboard_dependency_error = no_dashboard
-    try:
+    with ExitStack() as stack:
+        for name in UNUSED_SERVICES:
+            if not asked_for[name]:
+                stack.enter_context(_replaced(Node, name, lambda self, **options: None))
+        if not dashboard:
+            stack.enter_context(_replaced(ray._private.utils, "get_dashboard_dependency_error", no_dashboard))
         yield
-    finally:
-        ray._private.utils.get_dashboard_dependency_error = dependency_error
-        for name, method in kept.items():
-            setattr(Node, name, method)
 
 
 @contextmanager
 def without_obituaries() -> Iterator[None]:
     """While it lasts, a driver that connects does not subscribe to what the cluster says of processes that died: pages of a raylet's log,
     on standard output. That a worker was lost we say in one line, and how a trial ended is in its record."""
-    kept = ray._private.worker.listen_error_messages
-    ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
-    try:
+    with _replaced(ray._private.worker, "listen_error_messages", lambda worker, threads_stopped: None):
         yield
-    finally:
-        ray._private.worker.listen_error_messages = kept
 
 
 def reread_authentication() -> None:
@@ -70,49 +84,62 @@ def dead_head_processes() -> list[str]:
     return [str(kind) for kind, _ in node.dead_processes()] if node is not None else []
 
 
-def register_actor(shared: Shared) -> str:
-    """Make `TrialActor` known to Tune, under the name returned: `ray.tune.register_trainable` takes subclasses of Trainable only.
+@contextmanager
+def trials_of(shared: Shared) -> Iterator[str]:
+    """While it lasts, Tune knows `TrialActor` under the name that is given, and runs its trials as described below; afterwards Tune is what
+    it was, for the user may have searches of their own in the same process.
 
-    A process of Tune's own kind imports ray.tune, which costs 1.8 s of CPU and 70 MB each and does nothing there; and none of the processes
-    that Ray has started by then can be used, because Tune gives its actors a runtime environment of their own (2 s more).
+    `ray.tune.register_trainable` takes subclasses of Trainable only. A process of Tune's own kind imports ray.tune, which costs 1.8 s of
+    CPU and 70 MB each and does nothing there; and none of the processes that Ray has started by then can be used, because Tune gives its
+    actors a runtime environment of their own (2 s more).
     """
+    from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.train._internal.storage import StorageContext
     from ray.tune.execution import class_cache
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment.trial import _TrialInfo
-    from ray.tune.registry import _global_registry, _Registry
+    from ray.tune.registry import _global_registry
 
-    global _tunes_own_reuse, _tunes_own_start
-    if _tunes_own_reuse is None or _tunes_own_start is None:
-        _tunes_own_reuse = TuneController._maybe_reuse_cached_actor
-        _tunes_own_start = TuneController._maybe_add_actors
-    _travel_as_none(StorageContext)
-    _travel_as_none(_TrialInfo)
-    # PyTorch Lightning's PL_DISABLE_FORK: an environment variable is a runtime environment, and that a process of its own.
-    class_cache.DEFAULT_ENV_VARS.clear()
-    class_cache.ENV_VARS_TO_PROPAGATE.clear()
-    TuneController._maybe_reuse_cached_actor = _reuse_only_what_is_free  # type: ignore[method-assign,assignment]
-    TuneController._schedule_trial_reset = _reset_without_waiting  # type: ignore[method-assign,assignment]
-    TuneController._maybe_add_actors = _start_what_was_reset  # type: ignore[method-assign,assignment]
     actor_class = type("TrialActor", (TrialActor,), {"shared": shared})
+    contains, get = _global_registry.contains, _global_registry.get
     # Tune looks a trainable up three to five times a trial, in the head's key-value store: 2 ms each.
-    _global_registry.contains = lambda category, key: key == _NAME or _Registry.contains(_global_registry, category, key)  # type: ignore[method-assign]
-    _global_registry.get = lambda category, key: actor_class if key == _NAME else _Registry.get(_global_registry, category, key)  # type: ignore[method-assign]
-    return _NAME
+    replacements: list[tuple[Any, str, Any]] = [
+        (_global_registry, "contains", lambda category, key: key == _NAME or contains(category, key)),
+        (_global_registry, "get", lambda category, key: actor_class if key == _NAME else get(category, key)),
+        # PyTorch Lightning's PL_DISABLE_FORK: an environment variable is a runtime environment, and that a process of its own.
+        (class_cache, "DEFAULT_ENV_VARS", {}),
+        (class_cache, "ENV_VARS_TO_PROPAGATE", set()),
+        (TuneController, "_maybe_reuse_cached_actor", _reuse_only_what_is_free(TuneController._maybe_reuse_cached_actor)),
+        (TuneController, "_schedule_trial_reset", _reset_without_waiting),
+        (TuneController, "_maybe_add_actors", _start_what_was_reset(TuneController._maybe_add_actors)),
+        (TuneController, "_cleanup_trials", _end_at_once),
+        (RayActorManager, "_actor_task_failed", _any_death_is_one(RayActorManager._actor_task_failed)),
+    ]
+    with ExitStack() as stack:
+        for owner, name, value in replacements:
+            stack.enter_context(_replaced(owner, name, value))
+        for cls in (StorageContext, _TrialInfo):
+            # Tune sends it to every trial process, where nobody asks for it, and unpickling it there would import ray.tune.
+            register_serializer(cls, serializer=nothing, deserializer=nothing)
+            stack.callback(deregister_serializer, cls)
+        yield _NAME
 
 
-def _reuse_only_what_is_free(controller: Any, trial: Any) -> bool:
+def _reuse_only_what_is_free(tunes_own: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     """Do not end a process that is starting, in favour of one that has just become free.
 
     Tune gives the free one to the trial that waits for the starting one, and ends that. With trials shorter than a process takes to start,
     the next trial asks for another process, which meets the same end: one slot does all the work, as long as the search lasts. Here the
     free process takes the next trial. Only when there is no next one, Tune's way is right: the waiting trial may never get its own.
     """
-    is_starting = trial in controller._trial_to_actor and trial not in controller._resetting_trials
-    if is_starting and not controller._search_alg.is_finished():
-        return False
-    assert _tunes_own_reuse is not None
-    return _tunes_own_reuse(controller, trial)
+
+    def maybe_reuse(controller: Any, trial: Any) -> bool:
+        is_starting = trial in controller._trial_to_actor and trial not in controller._resetting_trials
+        if is_starting and not controller._search_alg.is_finished():
+            return False
+        return tunes_own(controller, trial)
+
+    return maybe_reuse
 
 
 def _reset_without_waiting(controller: Any, trial: Any, new_config: dict[str, Any], new_experiment_tag: str) -> None:
@@ -128,14 +155,31 @@ def _reset_without_waiting(controller: Any, trial: Any, new_config: dict[str, An
     controller._resetting_trials.add(trial)
 
 
-def _start_what_was_reset(controller: Any) -> None:
+def _start_what_was_reset(tunes_own: Callable[[Any], None]) -> Callable[[Any], None]:
     """Not before Tune's own has noted for all of them that they are to start."""
-    assert _tunes_own_start is not None
-    _tunes_own_start(controller)
-    for trial in sorted(controller._resetting_trials, key=lambda trial: trial.config["number"]):
-        controller._on_trial_reset(trial, True)
+
+    def maybe_add_actors(controller: Any) -> None:
+        tunes_own(controller)
+        for trial in sorted(controller._resetting_trials, key=lambda trial: int(trial.config["number"])):
+            controller._on_trial_reset(trial, True)
+
+    return maybe_add_actors
 
 
-def _travel_as_none(cls: type) -> None:
-    """Tune sends it to every trial process, where nobody asks for it, and unpickling it there would import ray.tune."""
-    register_serializer(cls, serializer=nothing, deserializer=nothing)
+def _end_at_once(controller: Any) -> None:
+    """The trials have ended, or are put back: their processes have nothing more to say. Tune asks each to stop and waits for all of them,
+    seconds where there are many."""
+    controller._actor_manager.cleanup()
+
+
+def _any_death_is_one(rays_own: Callable[[Any, Any, Exception], None]) -> Callable[[Any, Any, Exception], None]:
+    """A process that Ray's memory monitor ends (a node over 95 %) has an error of its own kind, which is no RayActorError. Tune does not
+    expect it: it would end the whole search, and a resumed one would meet it again. It is a death like any other, with its retries."""
+
+    def actor_task_failed(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
+            told = f"{type(exception).__name__}: {' '.join(str(exception).split())}"
+            exception = RayActorError(actor_id=None, error_msg=told, actor_init_failed=False)  # type: ignore[arg-type]
+        rays_own(manager, tracked_actor_task, exception)
+
+    return actor_task_failed

@@ -11,21 +11,40 @@ from ray.autoscaler._private.spark import spark_job_server
 _logger = logging.getLogger("toolkit")
 
 
-class JobServer(spark_job_server.SparkJobServer):
-    """Obeys only those who know this cluster's id: it listens on the network, and Ray's own would start and cancel for anybody."""
+# What a node's task on an executor asks; all else is for the autoscaler, on the driver's own host.
+_ASKED_FROM_AFAR = ("check_node_id_availability", "notify_task_launched")
 
-    cluster_id: str
+
+class _Handler(spark_job_server.SparkJobServerRequestHandler):
+    server: JobServer
+
+    def handle_POST(self, path: str, data: dict[str, Any]) -> Any:
+        if path.strip("/") in _ASKED_FROM_AFAR:
+            self.server.check(data["spark_job_group_id"])
+        elif self.client_address[0] != self.server.server_address[0]:
+            raise PermissionError("for the driver's host only")
+        return super().handle_POST(path, data)
+
+
+class JobServer(spark_job_server.SparkJobServer):
+    """Obeys only those who know this cluster's id, and tells it only on the driver's host: it listens on the network, and Ray's own would
+    start and cancel for anybody."""
+
+    def __init__(self, address: tuple[str, int], session: Any, node_environ: dict[str, str], cluster_id: str) -> None:
+        super().__init__(address, session, node_environ)
+        self.RequestHandlerClass = _Handler
+        self._cluster_id = cluster_id
 
     def register_node(self, node_id: str, spark_job_group_id: str, tags: Any) -> Any:
-        self._check(spark_job_group_id)
+        self.check(spark_job_group_id)
         return super().register_node(node_id, spark_job_group_id, tags)
 
     def terminate_node(self, node_id: str, spark_job_group_id: str) -> None:
-        self._check(spark_job_group_id)
+        self.check(spark_job_group_id)
         super().terminate_node(node_id, spark_job_group_id)
 
-    def _check(self, group: str) -> None:
-        if f"-{self.cluster_id}-" not in group:
+    def check(self, group: str) -> None:
+        if f"-{self._cluster_id}-" not in group:
             raise PermissionError("not a node of this cluster")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -71,7 +90,7 @@ def node_task(
             text=True,
         )
         assert node.stdin is not None and node.stdout is not None
-        node.stdin.write(json.dumps(options) + "\n")
+        node.stdin.write(json.dumps({**options, "parent_pid": os.getpid()}) + "\n")
         node.stdin.close()
         last_words = collections.deque(node.stdout, maxlen=5)
         if node.wait():

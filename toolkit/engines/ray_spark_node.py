@@ -27,13 +27,12 @@ _CHECK_EVERY_S = 0.5
 
 
 def main() -> None:
-    """Options come as one JSON object on standard input: `head_ip`, `head_port`, `temp_dir`, `num_cpus`, `memory_bytes`,
+    """Options come as one JSON object on standard input: `parent_pid`, `head_ip`, `head_port`, `temp_dir`, `num_cpus`, `memory_bytes`,
     `object_store_bytes`, `resources`, `dashboard`. The environment has Ray's authentication.
 
     Exit status 0 when it was told to end, 1 when a part of the node died.
     """
     options: dict[str, Any] = json.loads(sys.stdin.readline())
-    parent = os.getppid()
     for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(each, _end)
     if sys.platform == "linux":
@@ -52,12 +51,12 @@ def main() -> None:
         # Shared by all nodes on the host; the last one to go removes the folder.
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
-            _live(options, parent)
+            _live(options)
         finally:
             remove_when_last(temp_dir, lock.fileno())
 
 
-def _live(options: dict[str, Any], parent: int) -> None:
+def _live(options: dict[str, Any]) -> None:
     import ray
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -81,7 +80,8 @@ def _live(options: dict[str, Any], parent: int) -> None:
         spawn_reaper=True,
     )
     try:
-        while os.getppid() == parent:
+        # What it was when the task wrote it: a task killed before the first lines here would leave a node that nobody ends.
+        while os.getppid() == options["parent_pid"]:
             if dead := [kind for kind, _ in node.dead_processes()]:
                 raise SystemExit(f"{', '.join(dead)} died")
             time.sleep(_CHECK_EVERY_S)

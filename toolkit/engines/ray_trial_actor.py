@@ -64,10 +64,13 @@ class TrialActor:
     def train(self) -> dict[str, Any]:
         assert self._proposal is not None, "the process could not be made ready for the trial"
         if not self._stepped:
-            return {"result": self._run(_never_stop), "done": True}
-        if self._fit is None:
-            self._fit = _SteppedFit(self._run, self._proposal.number)
-        step, result = self._fit.next()
+            step, result = None, self._run(_never_stop)
+        else:
+            if self._fit is None:
+                self._fit = _SteppedFit(self._run, self._proposal.number)
+            step, result = self._fit.next()
+        if step is None:
+            self._proposal = None
         return {"result": result, "step": step, "done": step is None}
 
     def get_auto_filled_metrics(self, debug_metrics_only: bool = False) -> dict[str, Any]:
@@ -102,27 +105,39 @@ class _SteppedFit:
     """A fit in a thread that waits at every report for the word to go on; `next` gives (step, partial result), at last (None, result)."""
 
     def __init__(self, run: Callable[[Report], TrialResult], number: int) -> None:
-        self._reports: queue.Queue[tuple[int | None, TrialResult]] = queue.Queue()
+        self._reports: queue.Queue[tuple[int | None, TrialResult] | BaseException] = queue.Queue()
         self._answers: queue.Queue[bool] = queue.Queue()
         self._number = number
-        self._waiting = False
+        self._waiting = self._abandoned = False
         self._started_unix_s, self._wall, self._cpu = time.time(), time.perf_counter(), time.process_time()
-        self._thread = threading.Thread(target=lambda: self._reports.put((None, run(self._report))), daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(run,), daemon=True)
         self._thread.start()
 
     def next(self) -> tuple[int | None, TrialResult]:
         if self._waiting:
             self._answers.put(False)
-        step, result = self._reports.get()
+        reported = self._reports.get()
+        if isinstance(reported, BaseException):
+            raise reported
+        step, result = reported
         self._waiting = step is not None
         return step, result
 
     def abandon(self) -> None:
+        self._abandoned = True
         if self._waiting:
             self._answers.put(True)
         self._thread.join()
 
+    def _work(self, run: Callable[[Report], TrialResult]) -> None:
+        try:
+            self._reports.put((None, run(self._report)))
+        except BaseException as error:  # a SystemExit of the user's code: it ends the process, as it does without a scheduler
+            self._reports.put(error)
+
     def _report(self, step: int, so_far: FitResult) -> bool:
+        if self._abandoned:
+            return True  # A fit that reports once more, after it was told to stop, finds nobody who answers.
         partial = result_of(
             self._number,
             so_far,

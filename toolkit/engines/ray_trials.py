@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -47,12 +48,13 @@ from toolkit.core.data import TrialData
 from toolkit.core.experiment import Sweep
 from toolkit.core.search import TOOK_TOO_LONG, Search
 from toolkit.core.study import TrialResult
-from toolkit.engines.ray_patches import register_actor
+from toolkit.engines.ray_patches import trials_of
 from toolkit.engines.ray_trial_actor import MakeTrainer, Shared
 
 _LOOK_EVERY_S = 0.1
 # What a Tune that still answers needs to end by itself, when its cluster has failed.
 _LAST_WORDS_S = 3.0
+_CAUSE_LENGTH = 300
 
 
 @dataclass
@@ -73,9 +75,10 @@ class RayRunner:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         adapter = _Adapter(search, stepped=self.sweep.scheduler is not None)
         shared = Shared(self.make_trainer, self.sweep, ray.put(self.data))
-        with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+        # What was left behind may still write there.
+        with tempfile.TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as folder, trials_of(shared) as name:
             tuner = tune.Tuner(
-                register_actor(shared),
+                name,
                 tune_config=TuneConfig(
                     search_alg=_StudySearch(adapter),
                     scheduler=_StudyScheduler(adapter),
@@ -176,9 +179,10 @@ class _Adapter:
                 raise
 
     def kill_running(self) -> None:
-        for actor in self.actors.values():
-            ray.kill(actor)
-        self.actors.clear()
+        # By the search's thread and by Tune's, maybe at the same time.
+        for trial_id in list(self.actors):
+            if actor := self.actors.pop(trial_id, None):
+                ray.kill(actor)
 
 
 class _StudySearch(Searcher):
@@ -199,10 +203,14 @@ class _StudySearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._adapter.actors.pop(trial_id, None)
         number = self._adapter.numbers[trial_id]
+        num_retries = self._adapter.num_retries.get(number, 0)
         told = (result or {}).get("result")
         if isinstance(told, TrialResult) and told.number == number:
             with self._adapter.telling() as search:
-                search.ended(told, self._adapter.num_retries.get(number, 0))
+                search.ended(told, num_retries)
+        elif not error and self._adapter.search.stopping is None:
+            with self._adapter.telling() as search:
+                search.lost(number, f"its process answered with {told}", num_retries)
 
     def save(self, checkpoint_path: str) -> None:
         """Tune saves searchers with its snapshots; the journal is ours."""
@@ -244,11 +252,9 @@ class _Controls(Callback):
         if self._adapter.search.stopping:
             return  # What did not end is put back, see `run`.
         number = self._adapter.number_of(trial)
-        cause = trial.get_pickled_error() if trial.pickled_error_file else None
         retries = self._adapter.num_retries.get(number, 0)
-        reason = f"{type(cause).__name__}: {cause}" if cause else "unknown cause"
         with self._adapter.telling() as search:
-            search.lost(number, f"the trial's process died {retries + 1} times; last: {reason}", retries)
+            search.lost(number, f"the trial's process died {retries + 1} times; last: {_cause_of_death(trial)}", retries)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         overdue = self._adapter.search.overdue()
@@ -263,6 +269,16 @@ class _Controls(Callback):
                 # Its death is wanted: Tune must not start it again.
                 trial.max_failures = 0
                 ray.kill(self._adapter.actors[trial.trial_id])
+
+
+def _cause_of_death(trial: Trial) -> str:
+    """Ray's words on one line, without its lists of identifiers and its advice. (Tune's own `get_pickled_error` looks where the file is not
+    yet.)"""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return "unknown"
+    text = " ".join(str(cloudpickle.loads(Path(path).read_bytes())).split())
+    return (text.partition("Worker exit type: ")[2] or text)[:_CAUSE_LENGTH]
 
 
 class _StopWhenStopping(Stopper):

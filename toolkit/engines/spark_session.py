@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -66,6 +66,11 @@ class SparkCluster:
         return str(self.session.sparkContext.master)
 
     @property
+    def driver_ip(self) -> str:
+        """Which executors call this process by."""
+        return socket.gethostbyname(self.session.conf.get("spark.driver.host"))
+
+    @property
     def cores_per_worker(self) -> int:
         """Of the smallest executor: stage-level scheduling gives every task of a stage the same."""
         return min(executor.cores for executor in self.executors)
@@ -96,6 +101,22 @@ class SparkCluster:
             self.jvm.stop(self.session)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a sweep can use: `slots` trials of `cpus_per_trial` at once (None: as many as there is room for), on at least `executors`."""
+
+    slots: int | None = None
+    cpus_per_trial: float = 1.0
+    executors: int | None = None
+
+    def has_enough(self, cores: Sequence[int]) -> bool:
+        """`cores` of each executor: Ray's nodes are all as large as the smallest."""
+        if self.slots is None or len(cores) < (self.executors or 1):
+            return False
+        each = min(cores)
+        return sum(executor // each for executor in cores) * int(each // self.cpus_per_trial) >= self.slots
+
+
 def connect(
     master: str | None,
     conf: Mapping[str, str],
@@ -103,15 +124,14 @@ def connect(
     app_name: str,
     java_home: Path | None,
     remote: str | None,
-    wanted_cores: float | None = None,
-    wanted_executors: int | None = None,
+    wanted: Wanted | None = None,
 ) -> SparkCluster:
     """Use the active session, or make one on `master` (default: what spark-defaults say), and look at its executors.
 
     Args:
         conf: `--spark-conf`; only for a session made here.
         remote: SPARK_REMOTE, which would make the session a Spark Connect one.
-        wanted_cores: stop waiting for further executors when there are so many, and `wanted_executors`.
+        wanted: what not to wait beyond, where the settings do not say how many executors there will be.
 
     Raises:
         ClusterError: one line each for an unsupported or unreachable master, Java, Python, Ray or the toolkit missing or of another
@@ -137,7 +157,8 @@ def connect(
     try:
         check_master(str(session.sparkContext.master), None)
         _check_fixed(session)
-        cluster = SparkCluster(session, tuple(_executors(session, jvm is not None, wanted_cores, wanted_executors)), jvm)
+        _check_driver_host(SparkCluster(session, (), jvm))
+        cluster = SparkCluster(session, tuple(_executors(session, jvm is not None, wanted or Wanted())), jvm)
         if jvm is not None:
             jvm.show()
         return cluster
@@ -166,7 +187,12 @@ def has_executors(*, open_one: bool) -> bool:
     if session is None and open_one:
         from pyspark.sql import SparkSession
 
-        session = SparkSession.builder.getOrCreate()
+        try:
+            session = SparkSession.builder.getOrCreate()
+        except Exception as error:  # the JVM's, py4j's and pyspark's own trees have nothing in common
+            raise ClusterError(
+                "a Spark session must be there", got=reason_of(error), next_step="restart the notebook's compute, or use --cluster local"
+            ) from error
     return session is not None and _is_classic(session) and is_cluster(str(session.sparkContext.master))
 
 
@@ -231,8 +257,21 @@ def _check_fixed(session: Any) -> None:
         )
 
 
-def _executors(session: Any, is_new: bool, wanted_cores: float | None, wanted_executors: int | None) -> list[Executor]:
-    cores = _wait_for_executors(session, is_new, wanted_cores, wanted_executors)
+def _check_driver_host(spark: SparkCluster) -> None:
+    """Spark itself may listen at another one (spark.driver.bindAddress), behind ports that are mapped; Ray cannot."""
+    try:
+        with socket.socket() as listener:
+            listener.bind((spark.driver_ip, 0))
+    except OSError as error:
+        raise ClusterError(
+            "Ray's head listens at spark.driver.host",
+            got=f"{spark.session.conf.get('spark.driver.host')}: {error.strerror}",
+            next_step="set it to an address of this host that the executors reach",
+        ) from error
+
+
+def _executors(session: Any, is_new: bool, wanted: Wanted) -> list[Executor]:
+    cores = _wait_for_executors(session, is_new, wanted)
     smallest = min(cores)
     answers = _probe(session, smallest, len(cores))
     for answer in answers:
@@ -245,9 +284,9 @@ def _executors(session: Any, is_new: bool, wanted_cores: float | None, wanted_ex
     ]
 
 
-def _wait_for_executors(session: Any, is_new: bool, wanted_cores: float | None, wanted_executors: int | None) -> list[int]:
+def _wait_for_executors(session: Any, is_new: bool, wanted: Wanted) -> list[int]:
     """Cores of each executor, when enough are there or no more come. A session that is not new has had its time."""
-    asked = _asked_executors(session.sparkContext.getConf()) or wanted_executors
+    asked = _asked_executors(session.sparkContext.getConf()) or wanted.executors
     status = session.sparkContext._jsc.sc().statusStore()
     began = time.monotonic()
     last_change, before = began, 0
@@ -262,10 +301,10 @@ def _wait_for_executors(session: Any, is_new: bool, wanted_cores: float | None, 
             return cores
         if asked is not None and len(cores) >= asked:
             return cores
-        if wanted_cores is not None and sum(cores) >= wanted_cores and len(cores) >= (wanted_executors or 1):
+        if wanted.has_enough(cores):
             return cores
         if cores and asked is not None and quiet_s > ASKED_TIMEOUT_S:
-            if asked != wanted_executors:  # what the experiment asks for is judged by those who know what for
+            if asked != wanted.executors:  # what the experiment asks for is judged by those who know what for
                 _logger.warning("%d of %d Spark executors came: the sweep goes on with these", len(cores), asked)
             return cores
         if not cores and time.monotonic() - began > EXECUTOR_TIMEOUT_S:
