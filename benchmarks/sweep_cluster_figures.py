@@ -244,6 +244,8 @@ def sentence(points: Sequence[CurvePoint]) -> str:
             f"From about {_rounded(limit_s)} s a trial on it does not help: the gain is under {NO_GAIN:g}×."
             if limit_s is not None
             else f"At {chosen[-1].sleep_s:g} s a trial, the longest measured, it still helps."
+            if len(chosen) > 1
+            else "Other lengths were not measured there."
         )
         sentences.append(
             f"A search of {chosen[0].num_trials} trials on {num_slots} slots, with the start of Ray counted, against a well-tuned "
@@ -336,9 +338,15 @@ def notes(measured: Measured) -> list[str]:
         )
     if measured.of("launches", "ours_spark"):
         found.append("Launches a second are those of the second half of a search, when its processes are up, for all arms alike.")
-    for label in ("ASHA", "none"):
-        if measured.of("asha", "ours_spark", label):
-            times = [time_to(each, ASHA_TARGET_AUC) for each in measured.of("asha", "ours_spark", label)]
+    by_label = {label: measured.of("asha", "ours_spark", label) for label in ("ASHA", "none")}
+    if all(by_label.values()):
+        found.append(f"{ASHA_TARGET_ORIGIN} Each round is another list again.")
+        for label, searches in by_label.items():
+            times = [time_to(each, ASHA_TARGET_AUC) for each in searches]
             shown = ", ".join("not reached" if seconds is None else f"{seconds:.0f} s" for seconds in times)
-            found.append(f"Time to a validation AUC of {ASHA_TARGET_AUC} with {label}: {shown}. {ASHA_TARGET_ORIGIN}")
+            walls = ", ".join(f"{_search(each['values']):.0f} s" for each in searches)
+            best = ", ".join(f"{each['values']['best']:.4f}" for each in searches)
+            found.append(
+                f"By round, {label}: {shown} to a validation AUC of {ASHA_TARGET_AUC}; the whole search {walls}; best value {best}."
+            )
     return found
