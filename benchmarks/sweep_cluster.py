@@ -78,7 +78,8 @@ def main() -> None:
 
 
 class WorkFile:
-    """One JSON object a measurement: `{key, section, label, arm, round, workload{}, values{}, fits[], unix_s, load}`."""
+    """One JSON object a measurement: `{key, section, label, arm, round, workload{}, values{}, fits[], unix_s, load}`; a `remark` added by
+    hand (what else the machine did) goes into the report."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -349,4 +349,5 @@ def notes(measured: Measured) -> list[str]:
             found.append(
                 f"By round, {label}: {shown} to a validation AUC of {ASHA_TARGET_AUC}; the whole search {walls}; best value {best}."
             )
+    found += [f"{each['key']}: {each['remark']}" for each in measured.all if "remark" in each]
     return found
