@@ -110,6 +110,7 @@ def test_who_is_none(monkeypatch, answer, words):
         ("no-such-host.invalid:7077", "not known|resolution"),
         ("a..b:7077", "label empty or too long"),
     ],
+    ids=["closed port", "unknown host", "no host name"],
 )
 def test_nobody_there(address, words):
     with pytest.raises(ClusterError, match=words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socketserver
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,11 @@ class JobServer(spark_job_server.SparkJobServer):
         super().__init__(address, session, node_environ)
         self.RequestHandlerClass = _Handler
         self._cluster_id = cluster_id
+
+    def server_bind(self) -> None:
+        """Not `http.server`'s: it asks the name service for this host's name, which nobody needs, and which can take half a minute."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def register_node(self, node_id: str, spark_job_group_id: str, tags: Any) -> Any:
         self.check(spark_job_group_id)
