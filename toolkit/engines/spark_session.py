@@ -362,12 +362,15 @@ def _probe(session: Any, cores: int, num_executors: int) -> list[dict[str, Any]]
 
     context = session.sparkContext
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for pause_s in (0.0, 0.5, 2.0):
+    # A cancelled task of an earlier sweep holds its executor for up to 4 s (spark.python.task.killTimeout, and Spark looks every 2 s).
+    for pause_s in (0.0, 0.5, 2.0, 5.0):
         rdd = context.parallelize(range(num_executors), num_executors).withResources(_profile(cores)).mapPartitions(look(pause_s))
         for answer in _within(PROBE_TIMEOUT_S, rdd.collect, context):
             found[answer["host"], answer["parent"]] = answer
         if len(found) >= num_executors:
             break
+    else:
+        _logger.warning("%d of %d Spark executors have answered, the others are busy: the sweep does without", len(found), num_executors)
     return list(found.values())
 
 
