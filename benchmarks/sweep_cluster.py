@@ -32,7 +32,7 @@ from typing import IO, Any
 from benchmarks import harness
 from benchmarks.rivals import ARMS
 from benchmarks.spark_standalone import SparkStandalone, kill
-from benchmarks.sweep_cluster_plan import DEFAULT_REPEATS, DEFAULT_SECTIONS, SECTIONS, Case, Size, plan
+from benchmarks.sweep_cluster_plan import DEFAULT_SECTIONS, SECTIONS, Case, Size, plan
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +68,7 @@ def main() -> None:
     if not given.report_only:
         if not given.goes_on:
             work.set_aside()
-        failed = measure(plan(chosen_size, sections, given.repeats or DEFAULT_REPEATS[chosen_size]), work)
+        failed = measure(plan(chosen_size, sections, given.repeats), work)
     from benchmarks.sweep_cluster_report import write_report
 
     for path in write_report(work.measurements(), None if chosen_size != "quick" else WORK):

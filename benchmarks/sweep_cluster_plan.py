@@ -65,7 +65,7 @@ def _rounds(section: str, arms: Sequence[str], workload: Workload, repeats: int)
 
 def _wine50(size: Size, repeats: int) -> list[Case]:
     workload = Workload("wine", {"quick": 6, "bench": 50, "full": 50}[size])
-    cases = _rounds("wine50", (*ALL_ARMS, "ray_init"), workload, 3 if size == "bench" and repeats == 1 else repeats)
+    cases = _rounds("wine50", (*ALL_ARMS, "ray_init"), workload, repeats)
     # Their ratios are far from any target, and each takes minutes.
     return [case for case in cases if size == "full" or case.round == 0 or case.arm not in ("mlflow_spark_study", "tune_tutorial")]
 
@@ -120,7 +120,7 @@ def _asha(size: Size, repeats: int) -> list[Case]:
     """Both arms are ours: with the scheduler and without."""
     workload = Workload("table", 6, num_rows=20_000) if size == "quick" else Workload("table", 48)
     cases = []
-    for number in range(1 if size == "bench" else repeats):
+    for number in range(repeats):
         for with_asha in (False, True) if number % 2 == 0 else (True, False):
             # Every round is another list; the target (see `sweep_cluster_figures`) comes from a list that is none of them.
             chosen = dataclasses.replace(workload, asha=with_asha, list_seed=1 + number)
@@ -160,11 +160,15 @@ DEFAULT_SECTIONS: dict[Size, tuple[str, ...]] = {
     "bench": ("wine50", "wine150", "lengths", "launches", "asha"),
     "full": tuple(SECTIONS),
 }
-DEFAULT_REPEATS: dict[Size, int] = {"quick": 1, "bench": 1, "full": 3}
 
 
-def plan(size: Size, sections: Sequence[str], repeats: int) -> list[Case]:
-    return [case for section in sections for case in SECTIONS[section](size, repeats)]
+def plan(size: Size, sections: Sequence[str], repeats: int | None) -> list[Case]:
+    """`repeats`: rounds of the sections that have them; None: three in `full` and, where it fits into the hour, in `bench`."""
+
+    def rounds(section: str) -> int:
+        return repeats or (3 if size == "full" or (size == "bench" and section == "wine50") else 1)
+
+    return [case for section in sections for case in SECTIONS[section](size, rounds(section))]
 
 
 # Seconds: before the search (imports, session, executor, Ray, a server), and of a slot for a trial beyond its fit; measured on 2 cores.

@@ -46,7 +46,7 @@ from toolkit.engines.ray_cluster import OBJECT_STORE_MIN_BYTES
 from toolkit.engines.ray_patches import only_needed_services, reread_authentication, without_obituaries
 from toolkit.engines.ray_spark_jobs import JobServer, node_task
 from toolkit.engines.ray_spark_node import remove_when_last
-from toolkit.engines.spark_session import SparkCluster, reason_of
+from toolkit.engines.spark_session import SparkCluster, driver_ip, reason_of
 
 _WORKER = "ray.worker"
 _POLL_S = 0.05
@@ -111,7 +111,7 @@ class RayOnSpark:
         Raises:
             ClusterError: fewer than `cluster.min_workers`, or none, came up.
         """
-        ip = self._spark.driver_ip
+        ip = driver_ip(self._spark.session)
         if ipaddress.ip_address(ip).is_loopback:  # as /etc/hosts may say of this host's own name: others would call themselves
             ip = services.resolve_ip_for_localhost("127.0.0.1")
         port = _free_port(ip)

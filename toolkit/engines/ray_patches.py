@@ -179,7 +179,7 @@ def _any_death_is_one(rays_own: Callable[[Any, Any, Exception], None]) -> Callab
     def actor_task_failed(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
             told = f"{type(exception).__name__}: {' '.join(str(exception).split())}"
-            exception = RayActorError(actor_id=None, error_msg=told, actor_init_failed=False)  # type: ignore[arg-type]
+            exception = RayActorError(error_msg=told)
         rays_own(manager, tracked_actor_task, exception)
 
     return actor_task_failed

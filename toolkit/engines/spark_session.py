@@ -66,11 +66,6 @@ class SparkCluster:
         return str(self.session.sparkContext.master)
 
     @property
-    def driver_ip(self) -> str:
-        """Which executors call this process by."""
-        return socket.gethostbyname(self.session.conf.get("spark.driver.host"))
-
-    @property
     def cores_per_worker(self) -> int:
         """Of the smallest executor: stage-level scheduling gives every task of a stage the same."""
         return min(executor.cores for executor in self.executors)
@@ -157,7 +152,7 @@ def connect(
     try:
         check_master(str(session.sparkContext.master), None)
         _check_fixed(session)
-        _check_driver_host(SparkCluster(session, (), jvm))
+        _check_driver_host(session)
         cluster = SparkCluster(session, tuple(_executors(session, jvm is not None, wanted or Wanted())), jvm)
         if jvm is not None:
             jvm.show()
@@ -257,15 +252,20 @@ def _check_fixed(session: Any) -> None:
         )
 
 
-def _check_driver_host(spark: SparkCluster) -> None:
+def driver_ip(session: Any) -> str:
+    """Which executors call this process by."""
+    return socket.gethostbyname(session.conf.get("spark.driver.host"))
+
+
+def _check_driver_host(session: Any) -> None:
     """Spark itself may listen at another one (spark.driver.bindAddress), behind ports that are mapped; Ray cannot."""
     try:
         with socket.socket() as listener:
-            listener.bind((spark.driver_ip, 0))
+            listener.bind((driver_ip(session), 0))
     except OSError as error:
         raise ClusterError(
             "Ray's head listens at spark.driver.host",
-            got=f"{spark.session.conf.get('spark.driver.host')}: {error.strerror}",
+            got=f"{session.conf.get('spark.driver.host')}: {error.strerror}",
             next_step="set it to an address of this host that the executors reach",
         ) from error
 
