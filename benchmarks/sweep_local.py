@@ -31,7 +31,8 @@ import numpy as np
 
 from benchmarks import harness
 from toolkit.core.data import DataContext, SplitData, TrialData
-from toolkit.core.experiment import Experiment, Metric, Sweep, XGBoost
+from toolkit.core.experiment import Experiment, Metric, Sweep
+from toolkit.core.model import XGBoost
 from toolkit.core.recipes import load_experiment
 from toolkit.core.study import Proposal, TrialResult
 from toolkit.core.trial import FitResult, Trainer, run_trial

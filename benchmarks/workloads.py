@@ -167,7 +167,8 @@ def few_rows() -> pd.DataFrame:
 
 
 def _sleeping_experiment(workload: Workload) -> Experiment:
-    from toolkit.core.experiment import Custom, Dataset, Experiment, Metric, Sweep
+    from toolkit.core.experiment import Dataset, Experiment, Metric, Sweep
+    from toolkit.core.model import Custom
     from toolkit.core.space import Float
 
     return Experiment(
@@ -224,7 +225,8 @@ class LoadTable:
 
 
 def _table_experiment(workload: Workload) -> Experiment:
-    from toolkit.core.experiment import Asha, Dataset, Experiment, Metric, Split, Sweep, XGBoost
+    from toolkit.core.experiment import Asha, Dataset, Experiment, Metric, Split, Sweep
+    from toolkit.core.model import XGBoost
     from toolkit.core.space import Float, Int
 
     return Experiment(

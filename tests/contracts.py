@@ -17,7 +17,8 @@ import pytest
 
 from toolkit.core.data import Part, TrialData
 from toolkit.core.errors import StudyError
-from toolkit.core.experiment import Asha, Custom, Dataset, Experiment, Median, Metric, Sweep
+from toolkit.core.experiment import Asha, Dataset, Experiment, Median, Metric, Sweep
+from toolkit.core.model import Custom
 from toolkit.core.recipes import load_experiment
 from toolkit.core.search import Runner, Search, StopReason
 from toolkit.core.space import Branch, Categorical, Float, Int

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         Asha,
         Cluster,
         Costs,
-        Custom,
         Dataset,
         Experiment,
         Median,
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
         Sampler,
         Split,
         Sweep,
-        XGBoost,
+        Training,
     )
+    from toolkit.core.gates import Gate
+    from toolkit.core.model import Custom, Sklearn, SparkML, XGBoost
     from toolkit.core.result import SweepResult
     from toolkit.core.space import Branch, Categorical, Float, Int
     from toolkit.engines.data_files import RemoteFiles, files_for
@@ -41,15 +42,19 @@ __all__ = [
     "Dataset",
     "Experiment",
     "Float",
+    "Gate",
     "Int",
     "Loaded",
     "Median",
     "Metric",
     "RemoteFiles",
     "Sampler",
+    "Sklearn",
+    "SparkML",
     "Split",
     "Sweep",
     "SweepResult",
+    "Training",
     "UserError",
     "XGBoost",
     "files_for",
@@ -61,6 +66,11 @@ _HOMES = {
     "Loaded": "core.data",
     "DataError": "core.errors",
     "UserError": "core.errors",
+    "Gate": "core.gates",
+    "Custom": "core.model",
+    "Sklearn": "core.model",
+    "SparkML": "core.model",
+    "XGBoost": "core.model",
     "SweepResult": "core.result",
     "Branch": "core.space",
     "Categorical": "core.space",

@@ -1,15 +1,17 @@
-"""From the best parameters to a model for use, and its figures on rows that nothing has seen."""
+"""From parameters to a model for use, and its figures on rows that nothing has seen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import UserError
-from toolkit.core.experiment import Experiment, Protocol, XGBoost
+from toolkit.core.experiment import Experiment, Protocol
+from toolkit.core.model import Custom, XGBoost
 
 if TYPE_CHECKING:
-    from toolkit.core.data import SplitData
+    from toolkit.core.data import Part, SplitData
     from toolkit.core.evaluation import Evaluation
     from toolkit.core.trial import FinalModel
 
@@ -22,55 +24,91 @@ def fit_and_test(
     params: Mapping[str, Any],
     best_iteration: int | None,
 ) -> tuple[FinalModel, Evaluation]:
-    """Fit `params` for use and test once.
+    """Fit `params` for use and test once; the predictions of both results are calibrated where the experiment says so.
 
-    Honest: refitted on train + validation with `best_iteration + 1` rounds; the threshold comes from validation predictions of the model
-    before that. Published: the trial's own model, threshold and figures from the test part.
+    Honest: refitted on train + validation with `best_iteration + 1` rounds; calibration and threshold come from validation predictions of
+    the model before that. Published: the trial's own model, threshold and figures from the test part.
+
+    Args:
+        best_iteration: None: that of early stopping in this very fit, where the model has one.
 
     Raises:
         UserError: the user's own functions raised.
         ExperimentError: their predictions have not the shape or the range that the task needs.
+        DataError: too few validation rows to calibrate on.
     """
-    from toolkit.core.evaluation import Evaluation
     from toolkit.core.machine import cpu_count
     from toolkit.engines import build
-    from toolkit.engines.sklearn_evaluation import choose_threshold, evaluate
 
     trainer = build.make_trainer(experiment, protocol)()
     try:
         final = trainer.fit_final(params, split, cpu_count(), best_iteration)
     except Exception as error:
-        if isinstance(experiment.model, XGBoost):
+        if not isinstance(experiment.model, Custom):
             raise
         raise UserError(
             "the winner's fit and predict must not fail",
             got=f"{type(error).__name__}: {error}",
             next_step="correct the experiment's functions, and go on with --resume",
         ) from error
-    task = split.trial.task
-    threshold = None
-    if task == "binary" and final.validation_label is not None and final.validation_prediction is not None:
-        where = "the validation part" if protocol == "honest" else "the test part, as published"
-        threshold = choose_threshold(final.validation_label, final.validation_prediction, experiment.costs, where)
-    metrics = evaluate(
-        task,
-        split.test.label,
-        final.test_prediction,
-        _known(experiment),
-        weight=split.test.weight,
-        group=split.test.group,
-        threshold=threshold.value if threshold else 0.5,
-    )
+    return judged(experiment, protocol, split, classes, final)
+
+
+def judged(
+    experiment: Experiment, protocol: Protocol, split: SplitData, classes: tuple[Any, ...] | None, final: FinalModel
+) -> tuple[FinalModel, Evaluation]:
+    """Calibrate, choose the threshold, and take the figures of all parts."""
+    from toolkit.core.data import take
+    from toolkit.core.evaluation import Evaluation
+    from toolkit.engines.portable_model import calibrate
+    from toolkit.engines.sklearn_evaluation import choose_threshold, evaluate
+
+    task, calibration, threshold = split.trial.task, None, None
+    label, prediction = final.validation_label, final.validation_prediction
+    if label is not None and prediction is not None:
+        if experiment.calibration is not None:
+            from toolkit.engines import sklearn_calibration
+
+            calibration = sklearn_calibration.fit(experiment.calibration, label, prediction)
+            prediction = calibrate(prediction, calibration)
+            final = replace(
+                final,
+                validation_prediction=prediction,
+                test_prediction=calibrate(final.test_prediction, calibration),
+                fitted_prediction=calibrate(final.fitted_prediction, calibration),
+            )
+        if task == "binary":
+            where = "the validation part" if protocol == "honest" else "the test part, as published"
+            threshold = choose_threshold(label, prediction, experiment.costs, where)
+    known = _known(experiment)
+
+    def figures(part: Part, predicted: Any) -> dict[str, float]:
+        cut = threshold.value if threshold else 0.5
+        return evaluate(task, part.label, predicted, known, weight=part.weight, group=part.group, threshold=cut)
+
+    validation_part = _validation_part(split)
+    fitted_rows = slice(None) if final.refitted else split.trial.folds[-1][0]
+    fitted_part = take(split.trial.rows, fitted_rows)
     return final, Evaluation(
         task=task,
         classes=classes,
         label=split.test.label,
         prediction=final.test_prediction,
-        metrics=metrics,
+        metrics=figures(split.test, final.test_prediction),
         threshold=threshold,
         importances=final.importances,
         num_rounds=final.num_rounds,
+        validation_metrics={} if prediction is None else figures(validation_part, prediction),
+        fitted_metrics=figures(fitted_part, final.fitted_prediction[fitted_rows]),
+        calibration=calibration,
     )
+
+
+def _validation_part(split: SplitData) -> Part:
+    """The validation rows of all folds, one after the other, as the trainers predict them."""
+    from toolkit.core.data import concatenate
+
+    return concatenate([split.trial.fold(number)[1] for number in range(len(split.trial.folds))])
 
 
 def _known(experiment: Experiment) -> list[str]:

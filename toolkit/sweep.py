@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.core.errors import ClusterError, StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
-from toolkit.core.experiment import Experiment, XGBoost, check_fingerprint
+from toolkit.core.errors import ClusterError, ExperimentError, StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
+from toolkit.core.experiment import Experiment, check_fingerprint
 from toolkit.core.experiment import Protocol as SweepProtocol
+from toolkit.core.model import Custom, XGBoost
 from toolkit.core.search import Runner, Search, error_summary
 from toolkit.core.study import TrialRecord, TrialState, best_record, pareto_front
 from toolkit.settings import Settings
@@ -70,6 +71,12 @@ def sweep(
         SweepInterrupted: Ctrl-C or SIGTERM; what was finished is kept.
     """
     settings = settings or Settings.read()
+    if experiment.model.kind == "sparkml" or not experiment.space:
+        raise ExperimentError(
+            "a sweep needs a model and a space to search",
+            got="a pipeline of Spark ML" if experiment.model.kind == "sparkml" else "an empty space",
+            next_step="fit it with toolkit train",
+        )
     place = TrialCluster(experiment, cluster, spark_master, spark_conf or {}, settings)
     run = _Run(experiment, protocol, place, settings, progress or Unwatched())
     try:
@@ -160,7 +167,7 @@ class _Run:
         tracker.connect()
         result = self._result(search, runner, loaded, split, (best, front), evaluation, report)
         self.progress.phase("writing the report")
-        result = publish(result, final, split, study, tracker, folder.path)
+        result = publish(result, final, loaded, split, study, tracker, folder.path)
         self._tracking_ended = True
         num_finished = sum(record.state.is_finished for record in result.records)
         if num_finished >= result.num_trials and not result.num_unsent:
@@ -329,7 +336,7 @@ class _Run:
     def _fit_winner(self, best: TrialRecord | None, split: SplitData, loaded: LoadedData) -> tuple[FinalModel | None, Evaluation | None]:
         model = self.experiment.model
         assert self.study is not None
-        if best is None or (not isinstance(model, XGBoost) and model.predict is None):
+        if best is None or (isinstance(model, Custom) and model.predict is None):
             return None, None
         from toolkit.final_model import fit_and_test
 

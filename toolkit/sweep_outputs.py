@@ -17,19 +17,23 @@ from toolkit.core.search import error_summary
 from toolkit.core.study import TrialRecord
 
 if TYPE_CHECKING:
-    from toolkit.core.data import SplitData
+    from toolkit.core.data import LoadedData, SplitData
     from toolkit.core.result import SweepResult
     from toolkit.core.trial import FinalModel
     from toolkit.engines.mlflow_tracking import MlflowTracker
     from toolkit.engines.optuna_study import OptunaStudy
 
-NUM_EXAMPLE_ROWS = 5
-
 _logger = logging.getLogger("toolkit")
 
 
 def publish(
-    result: SweepResult, final: FinalModel | None, split: SplitData, study: OptunaStudy, tracker: MlflowTracker, folder: Path
+    result: SweepResult,
+    final: FinalModel | None,
+    loaded: LoadedData,
+    split: SplitData,
+    study: OptunaStudy,
+    tracker: MlflowTracker,
+    folder: Path,
 ) -> SweepResult:
     """Log the model, write the report, log everything else, end the parent run; returns `result` with what that added.
 
@@ -38,7 +42,7 @@ def publish(
     from toolkit.reports.sweep_report import render_sweep
 
     if final is not None and final.payload is not None:
-        result = replace(result, model_uri=_log_model(result, final, split, tracker))
+        result = replace(result, model_uri=_log_model(result, final, loaded, split, tracker))
     report_path = Path(result.report_path)
     report_path.parent.mkdir(parents=True, exist_ok=True)
     importances = study.importances()
@@ -82,17 +86,24 @@ def publish(
     return result
 
 
-def _log_model(result: SweepResult, final: FinalModel, split: SplitData, tracker: MlflowTracker) -> str:
-    import pandas as pd
+def _log_model(result: SweepResult, final: FinalModel, loaded: LoadedData, split: SplitData, tracker: MlflowTracker) -> str:
+    from toolkit.core.model_spec import package
 
-    from toolkit.engines.xgboost_model import booster_from
-
-    assert final.payload is not None and result.best is not None
-    rows = split.test.features[:NUM_EXAMPLE_ROWS]
+    assert result.best is not None and result.evaluation is not None
+    packed = package(
+        result.experiment,
+        result.protocol,
+        loaded,
+        split,
+        final,
+        result.evaluation,
+        params=result.best.params,
+        study=result.study,
+        versions=result.versions,
+        git_commit=result.git_commit,
+    )
     try:
-        return tracker.log_model(
-            booster_from(final.payload), pd.DataFrame(rows, columns=list(result.feature_names)), params=result.best.params
-        )
+        return tracker.log_model(packed)
     except TrackingError as error:
         _logger.warning("%s", error)
         return ""

@@ -20,7 +20,8 @@ import ray
 from tests.commands import Workplace, workplace, write_experiment
 from tests.contracts import SPACE, Lab, MakeRunner, RunnerContract, Watcher, an_experiment, at_the_gate, lab, reference, some_data
 from toolkit.core.data import Part
-from toolkit.core.experiment import Asha, Dataset, Experiment, Metric, Sweep, XGBoost
+from toolkit.core.experiment import Asha, Dataset, Experiment, Metric, Sweep
+from toolkit.core.model import XGBoost
 from toolkit.core.search import Search
 from toolkit.core.space import Categorical, Int
 from toolkit.core.study import TrialRecord, TrialState

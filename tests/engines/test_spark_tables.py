@@ -18,7 +18,8 @@ import pytest
 from tests.needs import need_java, skip_or_fail
 from toolkit.core.data import DataContext, LoadedData
 from toolkit.core.errors import DataError
-from toolkit.core.experiment import Dataset, Experiment, Metric, Protocol, Split, XGBoost
+from toolkit.core.experiment import Dataset, Experiment, Metric, Protocol, Split
+from toolkit.core.model import XGBoost
 from toolkit.core.recipes import load_experiment
 from toolkit.core.space import Float
 from toolkit.engines.sklearn_splits import split

@@ -11,7 +11,8 @@ import numpy as np
 
 from toolkit.core.data import DataSource
 from toolkit.core.evaluation import Evaluation, Threshold
-from toolkit.core.experiment import Costs, Dataset, Experiment, Metric, Sweep, XGBoost
+from toolkit.core.experiment import Costs, Dataset, Experiment, Metric, Sweep
+from toolkit.core.model import XGBoost
 from toolkit.core.result import SweepResult
 from toolkit.core.space import Categorical, Float, Int
 from toolkit.core.study import TrialRecord, TrialResult, TrialState, best_record, pareto_front

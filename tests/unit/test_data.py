@@ -22,7 +22,8 @@ import pytest
 
 from toolkit.core.data import DataContext, Loaded
 from toolkit.core.errors import DataError
-from toolkit.core.experiment import Custom, Dataset, Experiment, Metric, XGBoost
+from toolkit.core.experiment import Dataset, Experiment, Metric
+from toolkit.core.model import Custom, XGBoost
 from toolkit.core.space import Float
 from toolkit.engines import data_files
 from toolkit.engines.data_files import RemoteFiles, files_for
@@ -412,7 +413,10 @@ BAD_FILES = [
     (b"id;x;y\n1;2;0\n2;3\n", r"has 3 columns .delimiter found: ';'., got 2 in row 2"),
     (b"id;x;x\n1;2;0\n2;3;1\n", "column names must differ .*delimiter ';'.*got 'x'"),
     (b"id,x,y\n1,2,0\n2,3 %,1\n", "feature 'x': must be numeric, got '3 %' in row 2"),
-    ("id,x,y\n1,ü,0\n".encode("latin-1"), "must be Parquet, or CSV in UTF-8"),
+    ("id,x,y\n1,ü,0\n".encode("cp850"), "must be Parquet, or CSV in UTF-8 .* with the byte 0x81"),
+    ("id,x,y\n1,äöü,0\n".encode() + b"2,\xfc,1\n", "must have one encoding, got UTF-8, but for 1 bytes, first in line 3"),
+    ("id,x,y\n1,2,0\n".encode("utf-16-le"), "must be Parquet, or CSV in UTF-8 .* with binary content"),
+    (b"\xff\xfei\0d\0,", "must be Parquet, or CSV in UTF-8 .* with damaged utf-16"),
     (b"PK\x03\x04\0\0", "must be Parquet, or CSV in UTF-8"),
     (b"PAR1 no more", "not a readable Parquet table"),
 ]
@@ -438,6 +442,8 @@ def test_long_file_with_a_broken_row_after_the_sniffed_part(tmp_path: Path, cont
         ("a|b\n1.5|2\n", [1.5, 2]),
         ("\ufeffa, b\n1.5, 2\n", [1.5, 2]),
         ('"a;1";b\n1.5;2\n', [1.5, 2]),
+        ("a;b\n12,5;0,125\n3,5;1.234\n", [12.5, "0,125"]),
+        ("a;b\n1.5;1,234\n", [1.5, "1,234"]),
     ],
 )
 def test_delimiter_and_decimal_sign_are_found_out(text: str, expected: list[float], tmp_path: Path) -> None:

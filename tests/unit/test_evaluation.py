@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.core.errors import ExperimentError
-from toolkit.core.experiment import XGBOOST_METRICS, Costs, Task
+from toolkit.core.experiment import Costs
+from toolkit.core.model import XGBOOST_METRICS, Task
 from toolkit.engines.sklearn_evaluation import KNOWN_METRICS, check_metric, choose_threshold, evaluate, metric_of
 
 NUM = 400

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from toolkit.core.errors import ExperimentError
-from toolkit.core.experiment import Asha, Custom, Dataset, Experiment, Median, Metric, Split, Sweep, XGBoost
+from toolkit.core.experiment import Asha, Dataset, Experiment, Median, Metric, Split, Sweep
+from toolkit.core.model import Custom, XGBoost
 from toolkit.core.overrides import problems
 from toolkit.core.space import Categorical, Int
 

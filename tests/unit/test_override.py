@@ -3,7 +3,8 @@ import random
 import pytest
 
 from toolkit.core.errors import ExperimentError
-from toolkit.core.experiment import Asha, Dataset, Experiment, Median, Metric, Sampler, XGBoost
+from toolkit.core.experiment import Asha, Dataset, Experiment, Median, Metric, Sampler
+from toolkit.core.model import XGBoost
 from toolkit.core.overrides import override
 from toolkit.core.space import Branch, Categorical, Float, Int
 

@@ -15,7 +15,8 @@ import pytest
 
 from tests.unit import report_samples as samples
 from toolkit.core.curves import confusion_at, precision_recall_points, roc_points
-from toolkit.core.experiment import Metric, Split, Sweep, XGBoost
+from toolkit.core.experiment import Metric, Split, Sweep
+from toolkit.core.model import XGBoost
 from toolkit.core.secrets import without_secrets
 from toolkit.core.space import Branch, Categorical, Float, Int
 from toolkit.core.study import TrialState

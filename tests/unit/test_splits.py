@@ -15,7 +15,8 @@ from sklearn.model_selection import train_test_split
 from experiments.wine_quality import experiment
 from toolkit.core.data import DataContext, DataSource, LoadedData, Part
 from toolkit.core.errors import DataError, ExperimentError
-from toolkit.core.experiment import Split, Task
+from toolkit.core.experiment import Split
+from toolkit.core.model import Task
 from toolkit.engines.sklearn_splits import split
 from toolkit.engines.tables import load_data
 

@@ -1,22 +1,23 @@
 """Tables once they are read: arrays, where they came from, and how they are divided.
 
-Shapes: n rows, d features. Features are float32, C-contiguous, NaN where a value is missing.
+Shapes: n rows, d features. Features are float32, C-contiguous, NaN where a value is missing; a category is its place in `categories`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core.experiment import Task
+from toolkit.core.model import Task
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+Categories = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class LoadedData:
         label: (n,) float32; classes as 0 … k-1 in the order of `classes`.
         classes: the label's values, sorted; None for regression and ranking.
         weight, group, time: (n,) or None. `group` is an integer code.
+        keys: (n,) values of `dataset.key`, or None.
+        categories: the values of each categorical feature, sorted.
     """
 
     features: Floats
@@ -84,6 +87,8 @@ class LoadedData:
     weight: Floats | None = None
     group: Indices | None = None
     time: npt.NDArray[Any] | None = None
+    keys: npt.NDArray[Any] | None = None
+    categories: Categories = field(default_factory=dict)
     test: LoadedData | None = None
     """The hold-out table, where the dataset names one."""
 
@@ -116,6 +121,7 @@ class TrialData:
     num_classes: int
     task: Task
     data_id: str
+    categories: Categories = field(default_factory=dict)
 
     def fold(self, number: int) -> tuple[Part, Part]:
         train, validation = self.folds[number]
@@ -124,13 +130,19 @@ class TrialData:
 
 @dataclass(frozen=True)
 class SplitData:
-    """`trial` for the search, `test` for the end. `description` says in a sentence how the rows were divided."""
+    """`trial` for the search, `test` for the end. `description` says in a sentence how the rows were divided.
+
+    `fitted_rows` and `test_rows` are positions in the loaded table: those that the model for use is fitted on, and those of `test` (None
+    where that is a table of its own).
+    """
 
     trial: TrialData
     test: Part
     num_train_rows: int
     num_validation_rows: int
     description: str
+    fitted_rows: Indices
+    test_rows: Indices | None
 
 
 def take(part: Part, which: slice | Indices) -> Part:

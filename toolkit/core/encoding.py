@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -17,8 +17,12 @@ import pandas as pd
 
 from toolkit.core.data import DataSource, Floats, Indices, LoadedData
 from toolkit.core.errors import DataError, nearest
-from toolkit.core.experiment import Dataset, Task
+from toolkit.core.experiment import Dataset
+from toolkit.core.model import Task
 from toolkit.core.secrets import without_secrets
+
+# Places in float32 are exact to 2^24; far below it a column is an identifier, which a tree only learns by heart.
+MAX_CATEGORIES = 10_000
 
 
 def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task: Task, *, like: LoadedData | None = None) -> LoadedData:
@@ -26,7 +30,8 @@ def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task
 
     Args:
         kind, location: of `DataSource`.
-        like: for a hold-out table, the one that is trained on: its features, in their order, and its classes are required.
+        like: for a hold-out table, the one that is trained on: its features, in their order, and its classes are required; a category that
+            it does not know is missing.
 
     Returns:
         features (n, d) float32, label (n,) float32; see `LoadedData`.
@@ -43,20 +48,25 @@ def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task
         raise DataError("data: needs rows", got=f"0 rows in {where}", next_step="check the table")
     names = _feature_names(frame, dataset) if like is None else like.feature_names
     refuse_names([name for name in names if name not in frame.columns], f"data: {where} lacks features of the training table")
+    refuse_names([name for name in dataset.categorical if name not in names], f"dataset.categorical: no such feature in {where}")
     _check_key(frame, dataset.key)
     label, classes = _label(frame[dataset.label], task, like.classes if like else None, constant_is_wrong=like is None)
-    features = _features(frame, names)
+    known = {name: _categories(frame[name]) for name in dataset.categorical} if like is None else like.categories
+    features = encode_features(frame, {name: known.get(name) for name in names})
     weight = _weight(frame[dataset.weight]) if dataset.weight else None
     group = _group(frame[dataset.group]) if dataset.group else None
     time = _time(frame[dataset.time]) if dataset.time else None
     source = DataSource(
         kind=kind,
         location=location,
-        sha256=_content_sha256((names, classes), {"features": features, "label": label, "weight": weight, "group": group, "time": time}),
+        sha256=_content_sha256(
+            (names, classes, *sorted(known.items())), {"features": features, "label": label, "weight": weight, "group": group, "time": time}
+        ),
         num_rows=len(label),
         num_features=len(names),
     )
-    return LoadedData(features, names, label, classes, task, source, weight, group, time)
+    keys = frame[dataset.key].to_numpy() if dataset.key else None
+    return LoadedData(features, names, label, classes, task, source, weight, group, time, keys, known)
 
 
 def refuse_names(names: Sequence[str], rule: str) -> None:
@@ -112,12 +122,28 @@ def _refuse_missing(column: pd.Series[Any], what: str) -> None:
         )
 
 
-def _features(frame: pd.DataFrame, names: Sequence[str]) -> Floats:
-    features = np.empty((len(frame), len(names)), dtype=np.float32)
-    for number, name in enumerate(names):
+def encode_features(frame: pd.DataFrame, features_of: Mapping[str, Sequence[Any] | None]) -> Floats:
+    """Features as a model sees them.
+
+    Args:
+        features_of: ordered; for each feature its known categories, or None for a number.
+
+    Returns:
+        (n, d) float32, missing values NaN; a category is its place among the known ones, an unknown one NaN.
+
+    Raises:
+        DataError: text that is no number, or an infinite value.
+    """
+    features = np.empty((len(frame), len(features_of)), dtype=np.float32)
+    for number, (name, categories) in enumerate(features_of.items()):
         column = features[:, number]
+        if categories is not None:
+            column[:] = _codes(frame[name], categories)
+            continue
         with np.errstate(over="ignore"):  # what does not fit is infinite, and refused below
-            column[:] = _numbers(frame[name], f"feature {name!r}", "turn it into numbers, or name it in dataset.exclude")
+            column[:] = _numbers(
+                frame[name], f"feature {name!r}", "turn it into numbers, or name it in dataset.categorical or dataset.exclude"
+            )
         infinite = int(np.isinf(column).sum())
         if infinite:
             row = int(np.isinf(column).argmax()) + 1
@@ -130,6 +156,30 @@ def _features(frame: pd.DataFrame, names: Sequence[str]) -> Floats:
         column += np.float32(0.0)
         column[np.isnan(column)] = np.nan
     return features
+
+
+def _categories(column: pd.Series[Any]) -> tuple[Any, ...]:
+    """The values of a categorical feature, sorted."""
+    what = f"feature {column.name!r} in dataset.categorical"
+    found = {_plain(value) for value in column.dropna().unique()}
+    kinds = sorted({type(value).__name__ for value in found})
+    if not {*kinds} <= {"str", "bool", "int"} or len({kind == "str" for kind in kinds}) > 1:
+        raise DataError(f"{what}: must be text, or whole numbers or booleans", got=", ".join(kinds), next_step="convert the column")
+    if len(found) > MAX_CATEGORIES:
+        raise DataError(
+            f"{what}: at most {MAX_CATEGORIES:,} categories",
+            got=f"{len(found):,}",
+            next_step="group the rare ones, or exclude it",
+        )
+    return tuple(sorted(found))
+
+
+def _codes(column: pd.Series[Any], categories: Sequence[Any]) -> Floats:
+    """(n,) places among `categories`; NaN where missing or unknown."""
+    codes = {value: float(code) for code, value in enumerate(categories)}
+    inverse, distinct = pd.factorize(column)
+    by_value = np.array([*(codes.get(_plain(value), np.nan) for value in distinct), np.nan], dtype=np.float32)
+    return by_value[inverse]  # factorize gives -1 for what is missing: the NaN at the end
 
 
 def _numbers(column: pd.Series[Any], what: str, next_step: str) -> npt.NDArray[Any]:

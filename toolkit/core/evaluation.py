@@ -6,13 +6,14 @@ Shapes: n test rows, k classes, d features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core.experiment import Costs, Task
+from toolkit.core.experiment import Costs
+from toolkit.core.model import Task
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Evaluation:
     label: (n,) true values; classes as 0 … k-1.
     prediction: (n,) probability of the second class (binary), value (regression) or score (ranking); (n, k) probabilities (multiclass).
     metrics: every test figure by name; the experiment's metrics among them under their own names.
+    validation_metrics: the same of validation rows, of the model before it was fitted on them too; empty where there are none.
+    fitted_metrics: the same of the rows that the model was fitted on: how far it has learnt them by heart.
+    calibration: as `engines.portable_model.calibrate` takes it; predictions here are calibrated already.
     importances: feature -> gain, in no order; features never used are 0.
     num_rounds: boosting rounds of the final model; None where the model has none.
     """
@@ -43,3 +47,6 @@ class Evaluation:
     threshold: Threshold | None
     importances: Mapping[str, float]
     num_rounds: int | None = None
+    validation_metrics: Mapping[str, float] = field(default_factory=dict)
+    fitted_metrics: Mapping[str, float] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None

@@ -13,29 +13,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from toolkit.core.errors import ExperimentError, StudyError, nearest
+from toolkit.core.gates import Gate
+from toolkit.core.model import FROZEN, XGBOOST_METRICS, Model, PositiveInt, XGBoost
 from toolkit.core.space import check_point, check_space, leaves
 
-FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
 Protocol = Literal["honest", "published"]
-Task = Literal["binary", "multiclass", "regression", "ranking"]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0.0)]
-
-# What XGBoost 3 reports under `eval_metric`, by task. Names with an argument (`error@0.3`, `ndcg@10`) count by what stands before the `@`.
-# Source: XGBoost's parameter reference, "Learning Task Parameters".
-XGBOOST_METRICS: dict[Task, frozenset[str]] = {
-    "binary": frozenset({"auc", "aucpr", "logloss", "error", "rmse", "mae"}),
-    "multiclass": frozenset({"auc", "mlogloss", "merror"}),
-    "regression": frozenset({"rmse", "rmsle", "mae", "mape", "mphe", "poisson-nloglik", "gamma-nloglik", "gamma-deviance",
-                             "tweedie-nloglik"}),
-    "ranking": frozenset({"ndcg", "map", "pre"}),
-}  # fmt: skip
 
 _WITHOUT_PROBABILITIES = ("binary:logitraw", "binary:hinge")
 
@@ -51,6 +39,8 @@ class Dataset:
         key: column that identifies a row; never a feature. The rows of a Spark or Delta table, which have no order, are sorted by it;
             without one by all columns.
         exclude: columns that are explored but never features (here: what the label was made from).
+        categorical: features whose values are categories: text, whole numbers or booleans. XGBoost splits on sets of them, scikit-learn
+            gets them one-hot encoded; a category that training did not know counts as missing.
         time: column that orders the rows, for `Split(by="time")`; never a feature.
         group: column whose values must not be spread over parts, for `Split(by="group")`; the query of a ranking task; never a feature.
         weight: column of row weights >= 0; never a feature.
@@ -61,6 +51,7 @@ class Dataset:
     label: str
     key: str | None = None
     exclude: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
     time: str | None = None
     group: str | None = None
     weight: str | None = None
@@ -89,54 +80,6 @@ class Split:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     folds: Annotated[int, Field(ge=2)] | None = None
     keep_duplicates_together: bool = True
-
-
-@dataclass(frozen=True, config=FROZEN)
-class XGBoost:
-    """XGBoost's native booster.
-
-    Attributes:
-        objective: any of XGBoost's; it decides the task (`binary:*`, `multi:*`, `rank:*`, else regression).
-        early_stopping_rounds: None trains all rounds.
-        params: fixed parameters of the booster beside the searched ones.
-        device: `cuda` needs `sweep.gpus_per_trial`.
-    """
-
-    objective: str = "binary:logistic"
-    num_boost_round: PositiveInt = 500
-    early_stopping_rounds: PositiveInt | None = 20
-    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    device: Literal["cpu", "cuda"] = "cpu"
-    kind: Literal["xgboost"] = "xgboost"
-
-    @property
-    def task(self) -> Task:
-        family = self.objective.split(":")[0]
-        if family == "multi":
-            return "multiclass"
-        if family == "rank":
-            return "ranking"
-        return "binary" if family == "binary" else "regression"
-
-
-@dataclass(frozen=True, config=FROZEN)
-class Custom:
-    """The user's own model.
-
-    Attributes:
-        fit: `fit(params, train, validation, report) -> model`. `train` and `validation` have `features` (rows x columns, float32), `label`
-            and `weight`; `report(step, {metric: value})` gives intermediate values, and may stop the trial.
-        predict: `predict(model, features)` -> rows (regression, binary: probability of the second class) or rows x classes.
-            Without it the search ends with the best parameters and no model.
-    """
-
-    fit: Callable[..., Any]
-    predict: Callable[..., Any] | None = None
-    task: Task = "binary"
-    kind: Literal["custom"] = "custom"
-
-
-Model = XGBoost | Custom
 
 
 @dataclass(frozen=True, config=FROZEN)
@@ -222,6 +165,24 @@ class Costs:
 
 
 @dataclass(frozen=True, config=FROZEN)
+class Training:
+    """`toolkit train --distributed`: one XGBoost model over rows that no single process holds.
+
+    Attributes:
+        num_workers, cpus_per_worker: processes that share the rows, and the threads of each.
+        checkpoint_every: boosting rounds between two checkpoints; a lost worker costs at most so many rounds.
+        storage_path: a folder that all nodes of the cluster see, for rows and checkpoints; None: in TOOLKIT_HOME, on a single node only.
+        max_failures: how often the training goes on from its checkpoint after a worker was lost.
+    """
+
+    num_workers: PositiveInt = 2
+    cpus_per_worker: PositiveInt = 1
+    checkpoint_every: PositiveInt = 25
+    storage_path: str | None = None
+    max_failures: Annotated[int, Field(ge=0)] = 3
+
+
+@dataclass(frozen=True, config=FROZEN)
 class Cluster:
     """The Ray cluster. The counts are for `--cluster spark`, where a worker is one Ray node, which fills one Spark executor.
 
@@ -251,17 +212,30 @@ class Cluster:
 
 @dataclass(frozen=True, config=FROZEN)
 class Experiment:
-    """One modelling problem. `metric` with two entries searches a Pareto front, without scheduler."""
+    """One modelling problem.
+
+    Attributes:
+        space: what a sweep searches; empty: the model can be trained, not searched.
+        metric: what it improves; with two entries a sweep searches a Pareto front, without scheduler.
+        baseline: what `toolkit train --baseline` fits; None: a predictor of the mean, and XGBoost with its defaults.
+        calibration: of a binary model's probabilities, on validation rows, before the threshold is chosen.
+        gates: what a challenger must pass to become champion. Without any, nothing is promoted.
+        model_name: of the registered model; default: `name` with `_` for `-`.
+    """
 
     name: str
     dataset: Dataset
-    model: Annotated[Model, Field(discriminator="kind")]
+    model: Model
     space: Any
     metric: Metric | tuple[Metric, Metric]
     split: Split = Split()
     sweep: Sweep = Sweep()
     costs: Costs = Costs()
     cluster: Cluster = Cluster()
+    training: Training = Training()
+    baseline: Model | None = None
+    calibration: Literal["isotonic", "sigmoid"] | None = None
+    gates: tuple[Gate, ...] = ()
     points_to_evaluate: tuple[Mapping[str, Any], ...] = ()
     model_name: str | None = None
 
@@ -288,7 +262,23 @@ class Experiment:
             raise ExperimentError('split.by: "group" needs dataset.group', got="no group column")
         if isinstance(self.model, XGBoost):
             self._check_xgboost(self.model)
+        self._check_roles()
         return self
+
+    def _check_roles(self) -> None:
+        both = set(self.dataset.categorical) & self.dataset.not_features
+        if both:
+            raise ExperimentError(
+                "dataset.categorical: features only", got=", ".join(map(repr, sorted(both))), next_step="name it in one place"
+            )
+        if self.calibration and self.model.task != "binary":
+            raise ExperimentError("calibration: for binary models", got=f"a {self.model.task} model", next_step="remove it")
+        if self.baseline is not None and self.baseline.task != self.model.task:
+            raise ExperimentError("baseline: must have the model's task", got=f"{self.baseline.task} and {self.model.task}")
+        names = [gate.name for gate in self.gates]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ExperimentError("gates: each once", got=", ".join(twice), next_step="remove one")
 
     def _check_xgboost(self, model: XGBoost) -> None:
         if model.objective in _WITHOUT_PROBABILITIES:
@@ -332,7 +322,8 @@ class Experiment:
             "scheduler": self.sweep.scheduler,
             "report_every": self.sweep.report_every if self.sweep.scheduler else None,
             "seed": self.sweep.seed,
-            "dataset": {"label": self.dataset.label, "not_features": sorted(self.dataset.not_features)},
+            "dataset": {"label": self.dataset.label, "not_features": sorted(self.dataset.not_features)}
+            | ({"categorical": sorted(self.dataset.categorical)} if self.dataset.categorical else {}),
         }
         flat: dict[str, str] = {}
         for name, value in parts.items():

@@ -37,9 +37,11 @@ class FinalModel:
     """The winner, fitted for use.
 
     Attributes:
-        payload: the model in its library's own format (XGBoost: UBJSON); None where there is none to store.
+        payload: the model in its library's own format (XGBoost: UBJSON, scikit-learn: skops); None where there is none to store.
         validation_label, validation_prediction: rows that the model making these predictions has not seen; None where there are none.
-        test_prediction: (n,) or (n, k), see `core.evaluation.Evaluation`.
+        test_prediction: (n,) or (n, k), see `core.evaluation.Evaluation`; fitted_prediction: of all rows of train + validation, which the
+            model has seen (without `refitted`: the train rows of the last fold).
+        history: (round, value) on validation rows by metric, of the model that made validation_prediction; of the last fold.
         refitted: trained on train + validation; else it is the trial's own model.
     """
 
@@ -47,9 +49,11 @@ class FinalModel:
     validation_label: npt.NDArray[np.float32] | None
     validation_prediction: npt.NDArray[np.float32] | None
     test_prediction: npt.NDArray[np.float32]
+    fitted_prediction: npt.NDArray[np.float32]
     importances: Mapping[str, float]
     num_rounds: int | None
     refitted: bool
+    history: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
 
 class Trainer(Protocol):
@@ -57,7 +61,9 @@ class Trainer(Protocol):
 
     def fit(self, params: Mapping[str, Any], data: TrialData, num_threads: int, report: Report) -> FitResult: ...
 
-    def fit_final(self, params: Mapping[str, Any], data: SplitData, num_threads: int, best_iteration: int | None) -> FinalModel: ...
+    def fit_final(self, params: Mapping[str, Any], data: SplitData, num_threads: int, best_iteration: int | None) -> FinalModel:
+        """Without `best_iteration` the one that validation rows choose in this very fit."""
+        ...
 
 
 def run_trial(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from toolkit.core.data import TrialData
 from toolkit.core.errors import ClusterError
-from toolkit.core.experiment import Cluster, Custom, Experiment, Metric, Model, Protocol
+from toolkit.core.experiment import Cluster, Experiment, Metric, Protocol
+from toolkit.core.model import Custom, Model, Sklearn, XGBoost
 from toolkit.core.search import Runner
 from toolkit.core.trial import Trainer
 
@@ -33,6 +34,11 @@ def trainer_of(model: Model, metrics: tuple[Metric, ...], seed: int, report_ever
         from toolkit.engines.custom_model import CustomTrainer
 
         return CustomTrainer(model, metrics)
+    if isinstance(model, Sklearn):
+        from toolkit.engines.sklearn_model import SklearnTrainer
+
+        return SklearnTrainer(model, metrics, seed, keep_trial_model)
+    assert isinstance(model, XGBoost), "a pipeline of Spark ML is refused by the verbs that search"
     trial_process = sys.modules.get("toolkit.engines.ray_trial_actor")
     if trial_process is not None and "ray.tune" not in sys.modules:
         with trial_process.without_sklearn():

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from toolkit.core.data import Part, SplitData, TrialData
 from toolkit.core.errors import ExperimentError
-from toolkit.core.experiment import Custom, Metric
+from toolkit.core.experiment import Metric
+from toolkit.core.model import Custom
 from toolkit.core.trial import FinalModel, FitResult, Report, fit_folds
 
 
@@ -74,6 +75,7 @@ class CustomTrainer:
             validation_label=np.concatenate(labels),
             validation_prediction=np.concatenate(predictions),
             test_prediction=np.asarray(self.model.predict(model, data.test.features), dtype=np.float32),
+            fitted_prediction=np.asarray(self.model.predict(model, data.trial.rows.features), dtype=np.float32),
             importances={},
             num_rounds=None,
             refitted=False,

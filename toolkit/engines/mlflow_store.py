@@ -9,13 +9,11 @@ Times are seconds since the epoch (`_unix_s`) or milliseconds, as MLflow keeps t
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
 import logging
 import os
 import re
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -28,9 +26,6 @@ from urllib.parse import unquote
 import mlflow
 from mlflow.entities import (
     LifecycleStage,
-    LoggedModelOutput,
-    LoggedModelParameter,
-    LoggedModelStatus,
     Metric,
     Param,
     RunStatus,
@@ -69,7 +64,11 @@ TRANSIENT_HTTP = frozenset({401, 403, 408, 425, 429})
 
 
 class Unanswered(Exception):
-    """No answer, or one that says "not now". The call may have been carried out all the same."""
+    """No answer, or one that says "not now". The call may have been carried out all the same. `status`: HTTP's; 0 without an answer."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Refused(Exception):
@@ -129,7 +128,7 @@ class MlflowStore:
         """
         with self._lock:
             self.num_calls += 1
-        return _told(lambda: getattr(self._store, method)(*args, **kwargs))
+        return told(lambda: getattr(self._store, method)(*args, **kwargs))
 
     def experiment_id(self, name: str) -> str:
         """The experiment of this name, created where there is none.
@@ -162,7 +161,7 @@ class MlflowStore:
             if refusal.code != "RESOURCE_DOES_NOT_EXIST" or not name.startswith("/"):
                 raise
         folder = {"path": name.rsplit("/", 1)[0]}
-        _told(lambda: _request_once(self._store, "/api/2.0/workspace/mkdirs", "POST", folder))
+        told(lambda: request_once(self._store, "/api/2.0/workspace/mkdirs", "POST", folder))
         return str(self.call("create_experiment", name, None, []))
 
     def find_runs(self, experiment_id: str, tags: Mapping[str, str]) -> list[StoredRun]:
@@ -238,44 +237,7 @@ class MlflowStore:
             raise Refused(f"artifact {path} is gone")
         self.call("get_run", run_id)
         client = mlflow.MlflowClient(tracking_uri=self.uri)
-        _told(lambda: client.log_artifact(run_id, str(path), folder or None))
-
-    def log_xgboost_model(
-        self, experiment_id: str, run_id: str, booster: Any, example: Any, *, name: str, model_format: str, params: Mapping[str, str]
-    ) -> str:
-        """Save and upload a booster as a native XGBoost model of the run. What `Model.log` does, without the process-wide URI.
-
-        Returns:
-            `models:/m-…`; `runs:/<run_id>/<name>` names it too.
-        """
-        import mlflow.xgboost
-        from mlflow.models import Model
-
-        logged_params = [LoggedModelParameter(mlflow_name(key), clip(value, MAX_PARAM_BYTES)) for key, value in params.items()]
-        logged = self.call("create_logged_model", experiment_id, name=name, source_run_id=run_id, tags=[], params=logged_params)
-        try:
-            with tempfile.TemporaryDirectory(prefix="toolkit-model-") as folder:
-                path = os.path.join(folder, "model")
-                mlflow.xgboost.save_model(
-                    booster,
-                    path,
-                    mlflow_model=Model(
-                        artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
-                    ),
-                    # double: a float32 signature would refuse the float64 columns that most tables have.
-                    input_example=example.astype("float64"),
-                    # Given, for else MLflow loads the model in a new process to see what it imports.
-                    pip_requirements=_requirements("mlflow", "xgboost", "numpy", "pandas"),
-                    model_format=model_format,
-                )
-                client = mlflow.MlflowClient(tracking_uri=self.uri)
-                _told(lambda: client.log_model_artifacts(logged.model_id, path))
-            self.call("log_outputs", run_id, [LoggedModelOutput(logged.model_id, 0)])
-        except Exception:
-            self.call("finalize_logged_model", logged.model_id, LoggedModelStatus.FAILED)
-            raise
-        self.call("finalize_logged_model", logged.model_id, LoggedModelStatus.READY)
-        return f"models:/{logged.model_id}"
+        told(lambda: client.log_artifact(run_id, str(path), folder or None))
 
 
 def default_tracking_uri() -> str:
@@ -329,20 +291,20 @@ def clip(value: str, max_bytes: int) -> str:
     return value if len(raw) <= max_bytes else raw[: max_bytes - 3].decode(errors="ignore") + "…"
 
 
-def _told(call: Callable[[], Result]) -> Result:
+def told(call: Callable[[], Result]) -> Result:
     """Carry out a call; its failure as one of the two kinds."""
     try:
         return call()
     except MlflowException as error:
-        status = _http_status(error)
+        status = http_status(error)
         if 400 <= status < 500 and status not in TRANSIENT_HTTP:
             raise Refused(brief(error), error.error_code) from error
-        raise Unanswered(brief(error)) from error
+        raise Unanswered(brief(error), status) from error
     except OSError as error:  # requests' errors are among them
         raise Unanswered(brief(error)) from error
 
 
-def _http_status(error: Any) -> int:
+def http_status(error: Any) -> int:
     return int(getattr(error, "http_status", None) or error.get_http_status_code())
 
 
@@ -356,7 +318,7 @@ def _without_retries(store: Any) -> Any:
     def call_endpoint(api: Any, json_body: str | None = None, endpoint: str | None = None, response_proto: Any = None, **_: Any) -> Any:
         info = store._V3_METHOD_TO_INFO if api in store._V3_APIS else store._METHOD_TO_INFO
         usual_endpoint, method = info[api]
-        text = _request_once(store, endpoint or usual_endpoint, method, json.loads(json_body) if json_body else None)
+        text = request_once(store, endpoint or usual_endpoint, method, json.loads(json_body) if json_body else None)
         response = response_proto or api.Response()
         _protos.parse_dict(js_dict=json.loads(text), message=response)
         return response
@@ -365,7 +327,8 @@ def _without_retries(store: Any) -> Any:
     return bounded
 
 
-def _request_once(store: Any, endpoint: str, method: str, body: Any) -> str:
+def request_once(store: Any, endpoint: str, method: str, body: Any, extra_headers: Mapping[str, str] | None = None) -> str:
+    """The text of the answer to one request, of at most CALL_TIMEOUT_S seconds between two bytes."""
     response = _rest.http_request(
         host_creds=store.get_host_creds(),
         endpoint=endpoint,
@@ -374,6 +337,7 @@ def _request_once(store: Any, endpoint: str, method: str, body: Any) -> str:
         timeout=CALL_TIMEOUT_S,
         retry_timeout_seconds=CALL_TIMEOUT_S,
         raise_on_status=False,
+        extra_headers=extra_headers,
         **({"params": body} if method == "GET" else {"json": body}),
     )
     try:
@@ -387,7 +351,3 @@ def _request_once(store: Any, endpoint: str, method: str, body: Any) -> str:
 
 def _chunks(items: list[Any]) -> list[list[Any]]:
     return [items[start : start + MAX_BATCH_PARAMS] for start in range(0, len(items), MAX_BATCH_PARAMS)]
-
-
-def _requirements(*packages: str) -> list[str]:
-    return [f"{package}=={importlib.metadata.version(package)}" for package in packages]

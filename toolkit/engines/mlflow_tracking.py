@@ -28,6 +28,7 @@ from toolkit.core.study import Proposal, TrialRecord
 from toolkit.engines.mlflow_spool import Entry, Spool
 
 if TYPE_CHECKING:
+    from toolkit.core.model_spec import ModelPackage
     from toolkit.engines.mlflow_runs import StudyRuns
     from toolkit.engines.mlflow_store import MlflowStore
 
@@ -187,22 +188,8 @@ class MlflowTracker:
         """End the parent run. Nested runs that are still RUNNING then have no process: they are set KILLED."""
         self._put(Entry("finish", {"status": status, "at_unix_s": end_unix_s}))
 
-    def log_model(
-        self,
-        booster: Any,
-        example: Any,
-        *,
-        name: str = "model",
-        model_format: Literal["ubj", "json"] = "ubj",
-        params: Mapping[str, Any] | None = None,
-        timeout_s: float = MODEL_TIMEOUT_S,
-    ) -> str:
-        """Log an `xgboost.Booster` as a native XGBoost model of the parent run; waits for the upload.
-
-        Args:
-            booster: cut to its best iteration already, for MLflow's predictions use all its rounds.
-            example: a frame of some rows, by feature name: the input example, from which the signature is inferred too.
-            params: shown with the model.
+    def log_model(self, package: ModelPackage, *, name: str = "model", timeout_s: float = MODEL_TIMEOUT_S) -> str:
+        """Log a model of the parent run; waits for the upload.
 
         Returns:
             `models:/m-…`, the model's URI; `runs:/<parent_run_id>/<name>` names the newest one of this name.
@@ -217,12 +204,9 @@ class MlflowTracker:
 
         def log() -> None:
             try:
-                texts = {key: str(value) for key, value in (params or {}).items()}
-                answer.append(
-                    store.log_xgboost_model(
-                        runs.experiment_id, runs.parent_id, booster, example, name=name, model_format=model_format, params=texts
-                    )
-                )
+                from toolkit.engines import mlflow_models
+
+                answer.append(mlflow_models.log_model(store, runs.experiment_id, runs.parent_id, package, name))
             except Exception as error:
                 answer.append(error)
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from toolkit.core.data import Indices
 from toolkit.core.errors import ExperimentError, nearest
 from toolkit.core.evaluation import Threshold
-from toolkit.core.experiment import Costs, Task
+from toolkit.core.experiment import Costs
+from toolkit.core.model import Task
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]

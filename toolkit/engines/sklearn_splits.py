@@ -17,6 +17,7 @@ import numpy.typing as npt
 from toolkit.core.data import Indices, LoadedData, Part, SplitData, TrialData, concatenate, take
 from toolkit.core.errors import DataError, ExperimentError
 from toolkit.core.experiment import Protocol, Split
+from toolkit.core.row_hashes import row_hashes
 
 Array = npt.NDArray[Any]
 
@@ -48,25 +49,32 @@ def split(data: LoadedData, split: Split, protocol: Protocol) -> SplitData:
             f"split: needs at least {needed} different {what}", got=f"{len(sizes):,} in {len(units):,} rows", next_step="add rows"
         )
     num_test = 0 if data.test is not None else _leading(sizes, math.ceil(split.test * len(units)), len(sizes) - num_reserved)
-    test = take(_whole(data), _arranged(data, np.flatnonzero(rank < num_test))) if data.test is None else _sorted_whole(data.test)
+    test_rows = None
+    if data.test is None:
+        test_rows = _arranged(data, np.flatnonzero(rank < num_test))
+        test = take(_whole(data), test_rows)
+    else:
+        test = _sorted_whole(data.test)
     pairs: tuple[tuple[slice | Indices, slice | Indices], ...]
     if folds:
         rows = _arranged(data, np.flatnonzero(rank >= num_test))
         part = take(_whole(data), rows)
+        fitted_rows = rows
         pairs = _folds(rank[rows] - num_test, sizes[num_test:], split)
     else:
         share = math.ceil(split.validation * int(sizes[num_test:].sum()))
         num_validation = num_test + _leading(sizes[num_test:], share, len(sizes) - num_test - 1)
         train_rows = _arranged(data, np.flatnonzero(rank >= num_validation))
         validation_rows = _arranged(data, np.flatnonzero((rank >= num_test) & (rank < num_validation)))
-        part = take(_whole(data), np.concatenate([train_rows, validation_rows]))
+        fitted_rows = np.concatenate([train_rows, validation_rows])
+        part = take(_whole(data), fitted_rows)
         pairs = ((slice(0, len(train_rows)), slice(len(train_rows), part.num_rows)),)
     how = {
         "random": f"{what} at random (seed {split.seed})",
         "time": f"by time, the latest {'of the rest for validation' if data.test else 'rows for the test'}",
         "group": f"whole groups at random (seed {split.seed})",
     }[split.by]
-    return _checked(data, part, pairs, test, f"honest protocol: {how}", folds)
+    return _checked(data, part, pairs, test, f"honest protocol: {how}", folds, fitted_rows, test_rows)
 
 
 def _published(data: LoadedData, split: Split) -> SplitData:
@@ -75,6 +83,7 @@ def _published(data: LoadedData, split: Split) -> SplitData:
             "split.folds: the published protocol selects on the test part", got=f"folds={split.folds}", next_step="use --protocol honest"
         )
     if data.test is not None:
+        train_rows, test_rows = _arranged(data, np.arange(len(data.label))), None
         train, test, how = _sorted_whole(data), _sorted_whole(data.test), "the hold-out table is the test part"
     else:
         if split.by == "random" and data.task != "ranking":
@@ -92,11 +101,12 @@ def _published(data: LoadedData, split: Split) -> SplitData:
             num_test = _leading(sizes, math.ceil(split.test * len(units)), len(sizes) - 1)
             train_rows, test_rows = np.flatnonzero(rank >= num_test), np.flatnonzero(rank < num_test)
             how = "by time" if split.by == "time" else f"{what} at random (seed {split.seed})"
-        train, test = (take(_whole(data), _arranged(data, rows)) for rows in (train_rows, test_rows))
+        train_rows, test_rows = _arranged(data, train_rows), _arranged(data, test_rows)
+        train, test = take(_whole(data), train_rows), take(_whole(data), test_rows)
     part = concatenate([train, test])
     validation = slice(train.num_rows, part.num_rows)
     how = f"published protocol: {how}; selection and early stopping see the test rows, so figures are optimistic"
-    return _checked(data, part, ((slice(0, train.num_rows), validation),), take(part, validation), how, 0)
+    return _checked(data, part, ((slice(0, train.num_rows), validation),), take(part, validation), how, 0, train_rows, test_rows)
 
 
 def _units(data: LoadedData, split: Split) -> tuple[Indices, str]:
@@ -109,26 +119,12 @@ def _units(data: LoadedData, split: Split) -> tuple[Indices, str]:
     elif data.task == "ranking":
         column, what = data.group, "queries"
     elif split.keep_duplicates_together:
-        column, what = _row_hashes(data.features), "rows (equal ones together)"
+        # Two rows that collide stay together as if they were equal: harmless, and sorting numbers is fast.
+        column, what = row_hashes(data.features), "rows (equal ones together)"
     else:
         return np.arange(len(data.label)), what
     assert column is not None, "Experiment and load_data refuse a split by a column that is not there"
     return np.unique(column, return_inverse=True)[1].astype(np.int64), what
-
-
-def _row_hashes(features: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
-    """(n,) hashes of whole rows. Two rows that collide stay together as if they were equal: harmless, and sorting numbers is fast."""
-    hashes = np.zeros(len(features), dtype=np.uint64)
-    bits = features.view(np.uint32)
-    for column in range(features.shape[1]):  # splitmix64's steps, for bits of floats differ in few places
-        hashes ^= bits[:, column]
-        hashes += np.uint64(0x9E3779B97F4A7C15)
-        hashes ^= hashes >> np.uint64(30)
-        hashes *= np.uint64(0xBF58476D1CE4E5B9)
-        hashes ^= hashes >> np.uint64(27)
-        hashes *= np.uint64(0x94D049BB133111EB)
-        hashes ^= hashes >> np.uint64(31)
-    return hashes
 
 
 def _queue(data: LoadedData, split: Split, units: Indices) -> tuple[Indices, Indices]:
@@ -199,9 +195,11 @@ def _checked(
     test: Part,
     how: str,
     num_folds: int,
+    fitted_rows: Indices,
+    test_rows: Indices | None,
 ) -> SplitData:
     classes = data.classes or ()
-    trial = TrialData(part, folds, data.feature_names, len(classes), data.task, data.source.sha256)
+    trial = TrialData(part, folds, data.feature_names, len(classes), data.task, data.source.sha256, data.categories)
     for number, (train, validation) in enumerate(folds):
         fold = f" of fold {number}" if num_folds else ""
         for name, which in ((f"train part{fold}", train), (f"validation part{fold}", validation)):
@@ -209,7 +207,8 @@ def _checked(
     _check_part("test part", test.label, test.weight, classes)
     train_rows, validation_rows = (len(part.label[which]) for which in folds[-1])
     counts = f"{num_folds} folds of {part.num_rows:,} rows" if num_folds else f"{train_rows:,} train, {validation_rows:,} validation"
-    return SplitData(trial, test, train_rows, validation_rows, f"{how}; {counts}, {test.num_rows:,} test")
+    description = f"{how}; {counts}, {test.num_rows:,} test"
+    return SplitData(trial, test, train_rows, validation_rows, description, fitted_rows, test_rows)
 
 
 def _check_part(name: str, label: Array, weight: Array | None, classes: Sequence[Any]) -> None:

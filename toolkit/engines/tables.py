@@ -6,58 +6,93 @@ by `dataset.key` or, without one, by all columns, so that every reading gives th
 
 from __future__ import annotations
 
-import codecs
-import csv
 import dataclasses
 import importlib.util
 import inspect
-import io
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from toolkit.core.data import DataContext, Loaded, LoadedData
-from toolkit.core.encoding import encode, refuse_names, repeated
+from toolkit.core.encoding import encode, refuse_names
 from toolkit.core.errors import DataError, UserError
 from toolkit.core.experiment import Dataset, Experiment
 from toolkit.core.recipes import FILE_MODULE
+from toolkit.engines.csv_files import read_csv
 from toolkit.engines.spark_session import active_session
 
-DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 TABLE_NAME = re.compile(r"([\w-]+\.){1,2}[\w-]+")
 FILE_ENDINGS = (".csv", ".delta", ".gz", ".json", ".parquet", ".tsv", ".txt", ".zip")
-SNIFFED_BYTES = 1 << 16
 
 
-def load_data(experiment: Experiment, context: DataContext) -> LoadedData:
-    """Read, check and encode the experiment's table, and its hold-out table where it names one.
+@dataclass(frozen=True)
+class Fetched:
+    """A table as it was read, before anything of it is checked; `kind` and `location` as in `core.data.DataSource`."""
+
+    frame: pd.DataFrame
+    kind: str
+    location: str
+
+
+def fetch(experiment: Experiment, context: DataContext) -> Fetched:
+    """Read the experiment's table.
 
     `context.data` (`--data`) replaces a path or table name; a load function must take the context to see it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return _fetch(experiment.dataset.load, context, "dataset.load", experiment.dataset)
+
+
+def fetch_holdout(experiment: Experiment, context: DataContext, name: str | None = None) -> Fetched | None:
+    """Read the hold-out table `name`, or else the experiment's own; None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    source = name or experiment.dataset.holdout
+    if source is None:
+        return None
+    # --data stands for the table that is trained on, never for the one that judges.
+    return _fetch(source, dataclasses.replace(context, data=None), "dataset.holdout", experiment.dataset)
+
+
+def encode_fetched(experiment: Experiment, fetched: Fetched, holdout: Fetched | None = None) -> LoadedData:
+    """Check and encode a fetched table, and its hold-out table where there is one.
 
     Returns:
         features (n, d) float32 in the table's column order, label (n,) float32; see `LoadedData`.
 
     Raises:
-        DataError: the table cannot be read, or does not fit the experiment.
+        DataError: the table does not fit the experiment.
     """
     dataset, task = experiment.dataset, experiment.model.task
-    data = encode(*_fetch(dataset.load, context, "dataset.load", dataset), dataset, task)
+    data = encode(fetched.frame, fetched.kind, fetched.location, dataset, task)
     if experiment.model.kind == "xgboost":
         refuse_names([name for name in data.feature_names if re.search(r"[\[\]<]", name)], "feature names: XGBoost takes none of [ ] <")
-    if dataset.holdout is None:
+    if holdout is None:
         return data
-    # --data stands for the table that is trained on, never for the one that judges.
-    fetched = _fetch(dataset.holdout, dataclasses.replace(context, data=None), "dataset.holdout", dataset)
-    return dataclasses.replace(data, test=encode(*fetched, dataset, task, like=data))
+    return dataclasses.replace(data, test=encode(holdout.frame, holdout.kind, holdout.location, dataset, task, like=data))
+
+
+def load_data(experiment: Experiment, context: DataContext) -> LoadedData:
+    """Read, check and encode the experiment's table, and its hold-out table where it names one.
+
+    Raises:
+        DataError: the table cannot be read, or does not fit the experiment.
+    """
+    return encode_fetched(experiment, fetch(experiment, context), fetch_holdout(experiment, context))
 
 
 def read_table(name: str | Path) -> pd.DataFrame:
-    """Read a CSV file (UTF-8; delimiter and decimal sign are found out), a Parquet file or folder, a Delta folder, or
+    """Read a CSV file (delimiter, decimal mark and encoding are found out), a Parquet file or folder, a Delta folder, or
     `catalog.schema.table` or `schema.table` through the active Spark session.
 
     A Delta or Spark table comes sorted by all its columns, for it has no order of its own.
@@ -86,7 +121,7 @@ def _read(name: str | Path, dataset: Dataset | None) -> pd.DataFrame:
             magic = file.read(4)
         if not magic:
             raise DataError("data: the file is empty", got=str(path), next_step="name a file with a header and rows")
-        return _read_parquet(path) if magic == b"PAR1" else _read_csv(path)
+        return _read_parquet(path) if magic == b"PAR1" else read_csv(path)
     except OSError as error:
         raise DataError("data: cannot be read", got=f"{path}: {error.strerror or error}", next_step="check the file") from error
 
@@ -160,78 +195,10 @@ def _read_spark_table(name: str, dataset: Dataset | None) -> pd.DataFrame:
     return spark_tables.read_table(session, name, **_ordering(dataset))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    delimiter, decimal, header = _sniff(path)
-    refuse_names(repeated(header), f"data: column names must differ ({path.name}, delimiter {DELIMITERS[delimiter]})")
-    try:
-        return pd.read_csv(path, sep=delimiter, decimal=decimal, skipinitialspace=True, low_memory=False, encoding="utf-8")
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"data: {path.name} is not a table with delimiter {DELIMITERS[delimiter]}", got=str(error), next_step="correct the file"
-        ) from error
-
-
-def _sniff(path: Path) -> tuple[str, str, list[str]]:
-    """Delimiter, decimal sign and header, from the file's beginning."""
-    with path.open("rb") as file:
-        head = file.read(SNIFFED_BYTES)
-    complete = len(head) < SNIFFED_BYTES
-    try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, complete)
-    except UnicodeDecodeError as error:
-        raise DataError("data: must be Parquet, or CSV in UTF-8", got=f"{path}: {error.reason}", next_step="convert it") from error
-    if "\0" in text:
-        raise DataError("data: must be Parquet, or CSV in UTF-8", got=f"{path} with binary content", next_step="convert it")
-    tables = {mark: _rows(text, mark, complete) for mark in DELIMITERS}
-    if not tables[","]:
-        raise DataError("data: the file is empty", got=str(path), next_step="name a file with a header and rows")
-    delimiter = max(tables, key=lambda mark: (_is_even(tables[mark]), len(tables[mark][0])))
-    header, *rows = tables[delimiter]
-    if len(header) < 2:
-        raise DataError(
-            f"data: columns must be divided by one of {', '.join(DELIMITERS.values())}",
-            got=f"one column in {path.name}, whose first line is {text.splitlines()[0][:60]!r}{_other_mark(text)}",
-            next_step="write it with one of these delimiters",
-        )
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise DataError(
-                f"data: {path.name} has {len(header)} columns (delimiter found: {DELIMITERS[delimiter]})",
-                got=f"{len(row)} in row {number}",
-                next_step="correct the row, or quote its text",
-            )
-    cells = [cell for row in rows for cell in row]
-    has_comma = any(re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", cell) for cell in cells)
-    has_point = any(re.fullmatch(r"[+-]?\d*\.\d+([eE][+-]?\d+)?", cell) for cell in cells)
-    return delimiter, "," if delimiter != "," and has_comma and not has_point else ".", header
-
-
-def _rows(text: str, delimiter: str, complete: bool) -> list[list[str]]:
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
-    if not complete and len(rows) > 1:
-        rows.pop()  # cut off in its middle
-    return [row for row in rows if row]
-
-
-def _is_even(rows: Sequence[Sequence[str]]) -> bool:
-    return len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows)
-
-
-def _other_mark(text: str) -> str:
-    """Names the delimiter of a file that uses one we do not take: a sign as often in every line."""
-    lines = [line for line in text.splitlines()[:20] if line.strip()]
-    for mark in (":", "^", "~", "#", "/", " "):
-        counts = {line.count(mark) for line in lines}
-        if len(counts) == 1 and counts.pop() > 0:
-            return f" (delimiter found: {mark!r})"
-    return ""
-
-
 # ---- from `load` to a frame
 
 
-def _fetch(load: str | Path | Callable[..., Any], context: DataContext, field: str, dataset: Dataset) -> tuple[pd.DataFrame, str, str]:
-    """The table as a frame of its own, and where it came from: (frame, kind, location)."""
+def _fetch(load: str | Path | Callable[..., Any], context: DataContext, field: str, dataset: Dataset) -> Fetched:
     if callable(load):
         result = _call(load, context, field)
         if not isinstance(result, Loaded):
@@ -245,7 +212,7 @@ def _fetch(load: str | Path | Callable[..., Any], context: DataContext, field: s
     wanted = [name for name in frame.index.names if name in dataset.not_features and name not in frame.columns]
     frame = frame.reset_index(level=wanted).reset_index(drop=True) if wanted else frame.reset_index(drop=True)
     frame.columns = pd.Index([str(name) for name in frame.columns])
-    return frame, result.kind, result.location
+    return Fetched(frame, result.kind, result.location)
 
 
 def _call(load: Callable[..., Any], context: DataContext, field: str) -> Any:

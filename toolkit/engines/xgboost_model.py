@@ -14,7 +14,8 @@ import numpy.typing as npt
 import xgboost
 
 from toolkit.core.data import Part, SplitData, TrialData, take
-from toolkit.core.experiment import Metric, XGBoost
+from toolkit.core.experiment import Metric
+from toolkit.core.model import XGBoost
 from toolkit.core.space import flatten
 from toolkit.core.trial import FinalModel, FitResult, Report, fit_folds
 
@@ -44,17 +45,20 @@ class XGBoostTrainer:
         labels: list[npt.NDArray[np.float32]] = []
         predictions: list[npt.NDArray[np.float32]] = []
         booster: xgboost.Booster | None = None
+        fitted = FitResult()
+        best_iterations: list[int] = []
         for number in range(len(data.trial.folds)):
             # The same parameters, rows and seed give the trial's own booster again; its predictions on validation rows are
             # the only ones of rows that a model has not seen.
             fitted, booster = self._fit_fold(params, data.trial, number, num_threads, report=None)
-            booster = booster[: (fitted.best_iteration or 0) + 1]
+            best_iterations.append(fitted.best_iteration or 0)
+            booster = booster[: best_iterations[-1] + 1]
             validation = data.trial.fold(number)[1]
             labels.append(validation.label)
             predictions.append(self.predict(booster, validation))
         assert booster is not None
         if not self.keep_trial_model:
-            num_rounds = (best_iteration if best_iteration is not None else self.model.num_boost_round - 1) + 1
+            num_rounds = (best_iteration if best_iteration is not None else round(float(np.mean(best_iterations)))) + 1
             everything = data.trial.rows
             if everything.group is not None:
                 # Each part is sorted by group, the whole is not; XGBoost wants the queries of a ranking in order.
@@ -69,6 +73,8 @@ class XGBoostTrainer:
             validation_label=np.concatenate(labels),
             validation_prediction=np.concatenate(predictions),
             test_prediction=self.predict(booster, data.test),
+            fitted_prediction=self.predict(booster, data.trial.rows),
+            history=fitted.history,
             importances={name: float(gains.get(name, 0.0)) for name in data.trial.feature_names},
             num_rounds=booster.num_boosted_rounds(),
             refitted=not self.keep_trial_model,
@@ -143,6 +149,8 @@ class XGBoostTrainer:
                 "weight": part.weight,
                 "qid": part.group if data.task == "ranking" else None,
                 "feature_names": list(data.feature_names),
+                "feature_types": ["c" if name in data.categories else "q" for name in data.feature_names],
+                "enable_categorical": bool(data.categories),
                 "nthread": num_threads,
             }
 

@@ -1,0 +1,106 @@
+"""Gates: the named rules that a challenger must pass to become champion, and what became of each.
+
+Everything here fails closed: a gate that cannot be judged has failed, and only `passed`, `overridden` and `not_applicable` let a model by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from toolkit.core.errors import ExperimentError, nearest
+from toolkit.core.model import FROZEN, PositiveInt
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Margin = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+LARGER_IS_BETTER = frozenset({"auc", "aucpr", "accuracy", "precision", "recall", "f1", "f1_macro", "r2", "ndcg", "map", "pre"})
+SMALLER_IS_BETTER = frozenset(
+    {"logloss", "error", "rmse", "mae", "brier", "mlogloss", "merror", "rmsle", "mape", "mphe", "poisson-nloglik", "gamma-nloglik",
+     "gamma-deviance", "tweedie-nloglik"}
+)  # fmt: skip
+
+COSTS: Mapping[str, str] = {
+    "predict_s_per_million_rows": "seconds that the model takes for a million rows, from the table to the predictions, on this machine",
+    "model_mib": "size of the model's own bytes",
+}
+"""What a gate can limit beside metrics."""
+
+RULES = ("at_least", "at_most", "no_worse_than_champion_by")
+
+
+def larger_is_better(metric: str) -> bool:
+    """Which way `metric` improves; an argument (`ndcg@10`) changes nothing. Costs improve downwards."""
+    return metric.partition("@")[0] in LARGER_IS_BETTER
+
+
+@dataclass(frozen=True, config=FROZEN)
+class Gate:
+    """One rule, about one figure on the hold-out. Exactly one of the three rules is given.
+
+    Attributes:
+        metric: a metric of the task, or `predict_s_per_million_rows` or `model_mib`, which take `at_most` only.
+        at_least, at_most: limits of the challenger's figure. The one on the metric's bad side demands quality; the other one catches a
+            figure that is too good to be true.
+        no_worse_than_champion_by: what the challenger may lose against the champion, in the metric's unit, whichever way it improves. The
+            lower one-sided 95 % bound of the difference decides; with `by` the difference itself.
+        by: a column of the hold-out; the rule must hold for each of its values, and no figure of the whole makes up for one.
+        min_rows: a value of `by` with fewer rows is listed, not judged. None judged is a failure.
+    """
+
+    metric: str
+    at_least: Number | None = None
+    at_most: Number | None = None
+    no_worse_than_champion_by: Margin | None = None
+    by: str | None = None
+    min_rows: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _check(self) -> Gate:
+        base = self.metric.partition("@")[0]
+        known = LARGER_IS_BETTER | SMALLER_IS_BETTER
+        if base not in known and self.metric not in COSTS:
+            raise ExperimentError("gate: unknown metric", got=repr(self.metric), next_step=nearest(base, known | set(COSTS)))
+        given = [rule for rule in RULES if getattr(self, rule) is not None]
+        if len(given) != 1:
+            raise ExperimentError(
+                f"gate: exactly one of {', '.join(RULES)}",
+                got=f"{' and '.join(given) or 'none'} for {self.metric}",
+                next_step="make it a gate each" if given else f"for example Gate({self.metric!r}, at_least=0.8)",
+            )
+        if self.metric in COSTS and (given != ["at_most"] or self.by):
+            raise ExperimentError(f"gate: {self.metric} takes at_most alone", got=given[0] + (f" by {self.by!r}" if self.by else ""))
+        if self.by == "":
+            raise ExperimentError("gate: by needs a column's name", got="''")
+        return self
+
+    @property
+    def rule(self) -> Literal["at_least", "at_most", "no_worse_than_champion_by"]:
+        if self.at_least is not None:
+            return "at_least"
+        return "at_most" if self.at_most is not None else "no_worse_than_champion_by"
+
+    @property
+    def limit(self) -> float:
+        limit = getattr(self, self.rule)
+        assert limit is not None, "exactly one rule is given"
+        return float(limit)
+
+    @property
+    def name(self) -> str:
+        """Stable, and usable on a command line: `auc_at_least`, `auc_no_worse_than_champion_by_region`, `auc_at_least_by_region`."""
+        name = f"{self.metric}_{self.rule}"
+        if self.by:
+            name += f"{'' if name.endswith('_by') else '_by'}_{self.by}"
+        return re.sub(r"[^\w.@-]+", "_", name)
+
+    @property
+    def demands_quality(self) -> bool:
+        """Whether it asks for a metric of its own, without a champion: a first promotion needs at least one such gate."""
+        if self.metric in COSTS or self.rule == "no_worse_than_champion_by":
+            return False
+        return (self.rule == "at_least") == larger_is_better(self.metric)

@@ -1,0 +1,139 @@
+"""A look at a table before there is an experiment: small ones whole, of large ones rows from all over.
+
+The first rows alone would not do: a table sorted by its label then has one class. Single columns can be read whole: what a file that is
+written by `toolkit new` must get right (the label's values, a key that is unique) is never guessed from a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from toolkit.core.errors import DataError
+from toolkit.engines.csv_files import CsvFormat, csv_format, parse, sample_csv, tell
+from toolkit.engines.tables import read_table
+
+WHOLE_CSV_BYTES = 64 << 20
+CSV_BLOCKS = 32
+WHOLE_CELLS = 20_000_000
+SAMPLE_ROWS = 100_000
+ROW_GROUPS = 24
+
+
+@dataclass(frozen=True)
+class TableSample:
+    """What was looked at.
+
+    Attributes:
+        frame: the rows, all columns. A pandas index that Parquet has kept is the column `index_name`.
+        num_rows: of the whole table.
+        kind: CSV, Parquet, Delta or table.
+        csv: how the file is written, where it is CSV.
+        index_name: what the table's own index is called, where it has a name: no feature, but perhaps the key.
+    """
+
+    frame: pd.DataFrame
+    num_rows: int
+    kind: str
+    csv: CsvFormat | None = None
+    index_name: str | None = None
+    _path: Path | None = None
+    _dataset: Any = None
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.frame) == self.num_rows
+
+    def column(self, name: str) -> pd.Series[Any]:
+        """All values of one column."""
+        if self.is_whole:
+            return self.frame[name]
+        if self.csv is not None:
+            assert self._path is not None
+            return parse(self._path, self.csv, self._path, [name])[name]
+        table: pa.Table = self._dataset.to_table(columns=[name]).replace_schema_metadata(None)
+        column: pd.Series[Any] = table.to_pandas()[name]
+        return column
+
+
+def sample_table(name: str | Path) -> TableSample:
+    """Look at a CSV file, a Parquet file or folder, a Delta folder, or a table that the active Spark session knows.
+
+    Raises:
+        DataError: as `tables.read_table`; no rows.
+    """
+    path = Path(name).expanduser()
+    dataset = _dataset(path)
+    if dataset is not None and dataset.count_rows() * len(dataset.schema) > WHOLE_CELLS:
+        sample = _sample_dataset(path, dataset)
+    elif path.is_file() and path.stat().st_size > WHOLE_CSV_BYTES and dataset is None:
+        sample = _sample_csv(path)
+    else:
+        frame = read_table(name)
+        index_name = frame.index.names[0] if frame.index.nlevels == 1 and isinstance(frame.index.names[0], str) else None
+        frame = frame.reset_index(drop=index_name is None or index_name in frame.columns)
+        frame.columns = pd.Index([str(column) for column in frame.columns])
+        how = csv_format(path) if path.is_file() and dataset is None else None
+        sample = TableSample(frame, len(frame), "CSV" if how else _kind(path), how, index_name)
+    if not sample.num_rows:
+        raise DataError("data: needs rows", got=f"0 rows in {name}", next_step="check the table")
+    return sample
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        return "table"
+    return "Delta" if (path / "_delta_log").is_dir() else "Parquet"
+
+
+def _dataset(path: Path) -> ds.Dataset | None:
+    """The table's files, unread; None where it has none, or where `read_table` says what is wrong with them."""
+    try:
+        if (path / "_delta_log").is_dir():
+            import deltalake
+
+            return deltalake.DeltaTable(path).to_pyarrow_dataset()
+        if path.is_dir():
+            return ds.dataset(path, format="parquet", partitioning="hive") if next(path.rglob("*.parquet"), None) else None
+        with path.open("rb") as file:
+            return ds.dataset(path, format="parquet") if file.read(4) == b"PAR1" else None
+    except (OSError, ImportError, pa.ArrowException):
+        return None
+    except Exception as error:  # deltalake's have no base that can be named without it
+        if type(error).__module__.partition(".")[0] in ("deltalake", "_internal"):
+            return None
+        raise
+
+
+def _sample_dataset(path: Path, dataset: ds.Dataset) -> TableSample:
+    """Evenly spaced rows of evenly spaced row groups."""
+    try:
+        groups = [group for fragment in dataset.get_fragments() for group in fragment.split_by_row_group()]
+        chosen = [groups[place] for place in np.unique(np.linspace(0, len(groups) - 1, ROW_GROUPS).round().astype(int))]
+        num_chosen = sum(group.count_rows() for group in chosen)
+        step = max(1, num_chosen // max(1, min(SAMPLE_ROWS, WHOLE_CELLS // len(dataset.schema))))
+        parts = []
+        for group in chosen:
+            for batch in group.to_batches(schema=dataset.schema):
+                parts.append(batch.take(pa.array(range(0, batch.num_rows, step))))
+        table = pa.Table.from_batches(parts, schema=dataset.schema)
+    except pa.ArrowException as error:
+        raise DataError("data: not a readable Parquet table", got=f"{path}: {error}", next_step="write it again") from error
+    index_name = next((name for name in (dataset.schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)), None)
+    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
+    if index_name is not None and index_name.startswith("__index_level_"):
+        frame, index_name = frame.drop(columns=index_name), None
+    return TableSample(frame, dataset.count_rows(), _kind(path), None, index_name, path, dataset)
+
+
+def _sample_csv(path: Path) -> TableSample:
+    how = csv_format(path)
+    tell(path, how)
+    num_rows = len(parse(path, how, path, how.header[:1]))
+    return TableSample(sample_csv(path, how, CSV_BLOCKS), num_rows, "CSV", how, None, path)
