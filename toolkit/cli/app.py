@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolkit.cli import doctor, sweep
+from toolkit.cli import doctor, sweep, train
 from toolkit.cli.output import seal_stdout, show_warnings
 from toolkit.core.errors import SweepInterrupted, UserError
 
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 app.command("doctor")(doctor.doctor)
 app.command("sweep")(sweep.sweep)
+app.command("train")(train.train)
 
 
 def _show_version(wanted: bool) -> None:

@@ -51,7 +51,7 @@ def _seed(value: int | None) -> int | None:
     return value
 
 
-def _settings(values: list[str] | None) -> list[str]:
+def check_settings(values: list[str] | None) -> list[str]:
     for value in values or []:
         if not value.partition("=")[1]:
             raise typer.BadParameter(f"must be PATH=VALUE, got {value!r}")
@@ -87,7 +87,7 @@ def sweep(
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the HTML report goes; default: in TOOLKIT_HOME.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", callback=_settings, help="Override any field; repeatable. The flags above win."),
+        typer.Option("--set", metavar="PATH=VALUE", callback=check_settings, help="Override any field; repeatable. The flags above win."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
 ) -> None:

@@ -245,7 +245,8 @@ class Experiment:
             raise ExperimentError("name: lower-case letters, digits, '-' and '_', at most 63", got=repr(self.name))
         if not isinstance(self.space, Mapping) and not callable(self.space):
             raise ExperimentError("space: a mapping or a function of a trial", got=type(self.space).__name__)
-        check_space(self.space)
+        if self.space != {}:
+            check_space(self.space)
         for number, point in enumerate(self.points_to_evaluate):
             check_point(self.space, point, f"points_to_evaluate[{number}]")
         if len(self.metrics) != len({metric.name for metric in self.metrics}):

@@ -6,14 +6,18 @@ Everything here fails closed: a gate that cannot be judged has failed, and only 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from dataclasses import dataclass as plain_dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from toolkit.core.errors import ExperimentError, nearest
+from toolkit.core.errors import ExperimentError, UserError, nearest
 from toolkit.core.model import FROZEN, PositiveInt
+from toolkit.core.secrets import without_secrets
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Margin = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -104,3 +108,118 @@ class Gate:
         if self.metric in COSTS or self.rule == "no_worse_than_champion_by":
             return False
         return (self.rule == "at_least") == larger_is_better(self.metric)
+
+
+class Status(StrEnum):
+    """What became of a gate. Only `failed` keeps a challenger out."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_APPLICABLE = "not_applicable"
+    OVERRIDDEN = "overridden"
+
+
+@plain_dataclass(frozen=True)
+class SliceResult:
+    """One value of a gate's `by` column. `passed` is None where the slice has too few rows to be judged."""
+
+    value: str
+    num_rows: int
+    observed: float | None = None
+    champion: float | None = None
+    passed: bool | None = None
+
+
+@plain_dataclass(frozen=True)
+class GateResult:
+    """What became of one gate.
+
+    Attributes:
+        reason: one sentence for a person; of a gate that raised, the exception's type and text.
+        observed, champion: the two models' figures, with slices the worst one; limit: what the gate asks for; bound: the lower one-sided
+            95 % bound of challenger - champion. None where there is none.
+        override_reason: why somebody let the model by.
+    """
+
+    name: str
+    status: Status
+    reason: str
+    observed: float | None = None
+    champion: float | None = None
+    limit: float | None = None
+    bound: float | None = None
+    slices: tuple[SliceResult, ...] = ()
+    override_reason: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"status": self.status.value}
+
+
+# ---- gates that every promotion has
+
+HOLDOUT_PRESENT = "holdout_present"
+REAL_DATA = "real_data"
+MODEL_LOADS = "model_loads"
+HONEST_PROTOCOL = "honest_protocol"
+SIGNATURE = "signature"
+HOLDOUT_UNSEEN_BY_CHALLENGER = "holdout_unseen_by_challenger"
+HOLDOUT_UNSEEN_BY_CHAMPION = "holdout_unseen_by_champion"
+FINITE_METRICS = "finite_metrics"
+QUALITY_DEMANDED = "quality_demanded"
+
+IMPLICIT: Mapping[str, str] = {
+    MODEL_LOADS: "the challenger is as training wrote it, and predicts its logged example",
+    REAL_DATA: "neither the challenger nor the hold-out comes from the generated fallback sample",
+    HONEST_PROTOCOL: "the challenger was not selected on its own test part",
+    SIGNATURE: "whoever calls the champion can call the challenger",
+    HOLDOUT_PRESENT: "there are labelled rows to judge on",
+    HOLDOUT_UNSEEN_BY_CHALLENGER: "the challenger was not fitted on them",
+    HOLDOUT_UNSEEN_BY_CHAMPION: "nor was the champion",
+    FINITE_METRICS: "every figure of the challenger is a number",
+    QUALITY_DEMANDED: "without a champion, at least one gate asks for quality",
+}
+"""Judged in this order, before the experiment's own."""
+
+NEVER_OVERRIDDEN = frozenset({REAL_DATA, HOLDOUT_PRESENT})
+
+
+def judged(name: str, judge: Callable[[], GateResult]) -> GateResult:
+    """The result of `judge`; where it raises, a failure that says why."""
+    try:
+        return judge()
+    except Exception as error:
+        text = " ".join(str(error).split()) or "no message"
+        reason = text if isinstance(error, UserError) else f"could not be judged: {type(error).__name__}: {text}"
+        return GateResult(name, Status.FAILED, without_secrets(reason[:500]))
+
+
+def may_promote(results: Sequence[GateResult]) -> bool:
+    return bool(results) and all(result.status is not Status.FAILED for result in results)
+
+
+def check_overrides(overrides: Mapping[str, str], gates: Iterable[Gate]) -> None:
+    """Refuse an override that names no gate, has no reason, or lets by what must never pass.
+
+    Raises:
+        UserError: as said.
+    """
+    known = [*IMPLICIT, *(gate.name for gate in gates)]
+    for name, reason in overrides.items():
+        if name not in known:
+            raise UserError("--override: unknown gate", got=repr(name), next_step=nearest(name, known))
+        if name in NEVER_OVERRIDDEN:
+            raise UserError("--override: this gate is never overridden", got=name, next_step="train on, and judge on, the real data")
+        if not reason.strip():
+            raise UserError(
+                "--override needs --reason", got=f"none for {name}", next_step='for example --reason "agreed with risk, ticket 17"'
+            )
+
+
+def overridden(results: Iterable[GateResult], overrides: Mapping[str, str]) -> list[GateResult]:
+    """Failures that somebody answers for let the model by; what passed stays passed."""
+    return [
+        replace(result, status=Status.OVERRIDDEN, override_reason=" ".join(overrides[result.name].split()))
+        if result.status is Status.FAILED and result.name in overrides
+        else result
+        for result in results
+    ]

@@ -26,7 +26,7 @@ from toolkit.core.errors import ExperimentError, UserError, nearest
 from toolkit.core.experiment import Experiment
 from toolkit.core.overrides import override, problems
 
-__all__ = ["load_experiment", "override", "recipe_folders", "user_modules"]
+__all__ = ["load_experiment", "override", "recipe_folders", "source_of", "user_modules"]
 
 FILE_MODULE = "toolkit_experiment_"
 """Starts the module name of an experiment loaded from a file: it cannot collide with what the file itself imports."""
@@ -68,6 +68,14 @@ def load_experiment(name: str, search_in: Sequence[Path] | None = None) -> Exper
         if hint.endswith("?")
         else f"{hint}; or give path/to/file.py or package.module:function",
     )
+
+
+def source_of(name: str) -> str:
+    """An experiment's name as another working directory finds it too: files by their absolute path."""
+    source, mark, function_name = name.partition(":")
+    if source.endswith(".py") or "/" in source:
+        return f"{Path(source).expanduser().resolve()}{mark}{function_name}"
+    return name
 
 
 def user_modules(experiment: Experiment) -> tuple[ModuleType, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class PortableModel:
         training_row_hashes, training_keys: sorted hashes (`core.row_hashes`) of the rows it was fitted on; keys None without `dataset.key`.
     """
 
-    def __init__(self, folder: Path, spec: dict[str, Any], raw_predict: Callable[[Floats], Floats]) -> None:
+    def __init__(self, folder: Path, spec: Mapping[str, Any], raw_predict: Callable[[Floats], Floats]) -> None:
         self.folder = folder
         self.spec = spec
         self._raw_predict = raw_predict
@@ -118,13 +118,22 @@ def load(folder: str | Path) -> PortableModel:
         raise PortableModelError(f"{SPEC_FILE} must have the format {FORMAT}, got {got!r}; use a toolkit that knows it")
     path = found / spec["model_file"]
     _check_sha256(path, spec["model_sha256"])
+    return from_payload(path.read_bytes(), spec, found)
+
+
+def from_payload(payload: bytes, spec: Mapping[str, Any], folder: Path = Path()) -> PortableModel:
+    """A model from its bytes; `folder` is where its training rows lie.
+
+    Raises:
+        PortableModelError: an unknown kind, or types that are not trusted.
+    """
     loaders = {"xgboost": _load_xgboost, "sklearn": _load_sklearn}
     if spec["model_kind"] not in loaders:
         raise PortableModelError(f"the model's kind must be one of {', '.join(loaders)}, got {spec['model_kind']!r}")
-    return PortableModel(found, spec, loaders[spec["model_kind"]](path, spec))
+    return PortableModel(folder, spec, loaders[spec["model_kind"]](payload, spec))
 
 
-def calibrate(prediction: Floats, calibration: dict[str, Any] | None) -> Floats:
+def calibrate(prediction: Floats, calibration: Mapping[str, Any] | None) -> Floats:
     """Apply what `sklearn_calibration.fit` found: `isotonic`, a piecewise linear map; `sigmoid`, of the log-odds (Platt, 1999)."""
     if calibration is None:
         return prediction
@@ -140,11 +149,11 @@ def log_odds(probability: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.asarray(np.log(inside / (1 - inside)))
 
 
-def _load_xgboost(path: Path, spec: dict[str, Any]) -> Callable[[Floats], Floats]:
+def _load_xgboost(payload: bytes, spec: Mapping[str, Any]) -> Callable[[Floats], Floats]:
     import xgboost
 
     booster = xgboost.Booster()
-    booster.load_model(bytearray(path.read_bytes()))
+    booster.load_model(bytearray(payload))
 
     def predict(features: Floats) -> Floats:
         prediction: Floats = booster.inplace_predict(features, validate_features=False)
@@ -153,14 +162,14 @@ def _load_xgboost(path: Path, spec: dict[str, Any]) -> Callable[[Floats], Floats
     return predict
 
 
-def _load_sklearn(path: Path, spec: dict[str, Any]) -> Callable[[Floats], Floats]:
+def _load_sklearn(payload: bytes, spec: Mapping[str, Any]) -> Callable[[Floats], Floats]:
     import skops.io
 
-    unknown = skops.io.get_untrusted_types(file=path)
+    unknown = skops.io.get_untrusted_types(data=payload)
     foreign = [name for name in unknown if not name.startswith(TRUSTED_LIBRARIES)]
     if foreign:
         raise PortableModelError(f"the model must be of scikit-learn's types, got {', '.join(foreign[:3])}")
-    estimator: Any = skops.io.load(path, trusted=unknown)
+    estimator: Any = skops.io.loads(payload, trusted=unknown)
 
     def predict(features: Floats) -> Floats:
         if spec["task"] == "regression":

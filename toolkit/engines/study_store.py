@@ -113,6 +113,38 @@ def study_folder(home: Path, base_name: str, resume: bool, state_uri: str | None
                 stop()
 
 
+def finished_study(home: Path, base_name: str, state_uri: str | None, is_exact: bool = False) -> StudyFolder:
+    """The newest finished study of `base_name`, `base_name-2`, …, to be read only. A journal that is not here is taken from the state URI.
+
+    Raises:
+        StudyError: there is none, or none is finished.
+    """
+    root = home / "studies"
+    mirror = _Mirror(state_uri) if state_uri else None
+    names: list[str] = []
+    while _has_journal(root / (name := base_name if not names else f"{base_name}-{len(names) + 1}"), mirror):
+        names.append(name)
+        if is_exact:
+            break
+    unfinished = ""
+    for name in reversed(names):
+        folder = StudyFolder(name, root / name, exists=True)
+        content = _newest(folder.journal, mirror)
+        summary = _Summary.of(content)
+        if not summary.is_finished:
+            unfinished = unfinished or f"{name!r} with {summary.num_finished} of {summary.num_trials} trials"
+            continue
+        if not folder.journal.exists():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.journal.write_bytes(content)
+        return folder
+    raise StudyError(
+        "needs a finished study",
+        got=unfinished or f"no study {base_name!r} in {root}",
+        next_step="go on with toolkit sweep --resume" if unfinished else "run toolkit sweep first, or give --params FILE",
+    )
+
+
 def _newest(journal: Path, mirror: _Mirror | None) -> bytes:
     """The study's journal as far as it is known: here, or, where another machine has gone on with it, at the state URI.
 
