@@ -19,6 +19,7 @@ class Settings:
         data_dir: `TOOLKIT_DATA_DIR`: a folder with the files that recipes ask for.
         state_uri: `TOOLKIT_STATE_URI`: a Volume or any fsspec path, to which journals are mirrored.
         tracking_uri: `MLFLOW_TRACKING_URI`; None: MLflow's own default in the working directory.
+        registry_uri: `MLFLOW_REGISTRY_URI`; None: the tracking server's registry, on Databricks Unity Catalog.
         ray_address: `RAY_ADDRESS`: a running Ray to use, and to leave running.
         on_databricks: the process runs on a Databricks cluster (`DATABRICKS_RUNTIME_VERSION` is set).
         user: `TOOLKIT_USER` (a job on Databricks runs as root), else the operating system's; in the name of shared MLflow experiments.
@@ -36,6 +37,7 @@ class Settings:
     user: str = "unknown"
     java_home: Path | None = None
     spark_remote: str | None = None
+    registry_uri: str | None = None
     credentials: tuple[str, ...] = ()
 
     @classmethod
@@ -48,6 +50,7 @@ class Settings:
             data_dir=path("TOOLKIT_DATA_DIR"),
             state_uri=environ.get("TOOLKIT_STATE_URI") or None,
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+            registry_uri=environ.get("MLFLOW_REGISTRY_URI") or None,
             ray_address=environ.get("RAY_ADDRESS") or None,
             on_databricks=bool(environ.get("DATABRICKS_RUNTIME_VERSION")),
             user=next((environ[name] for name in ("TOOLKIT_USER", "LOGNAME", "USER") if environ.get(name)), "unknown"),

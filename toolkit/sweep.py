@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ClusterError, ExperimentError, StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
 from toolkit.core.experiment import Experiment, check_fingerprint
@@ -22,6 +22,7 @@ from toolkit.core.experiment import Protocol as SweepProtocol
 from toolkit.core.model import Custom, XGBoost
 from toolkit.core.search import Runner, Search, error_summary
 from toolkit.core.study import TrialRecord, TrialState, best_record, pareto_front
+from toolkit.registration import check_registrable
 from toolkit.settings import Settings
 from toolkit.sweep_cluster import ClusterName, TrialCluster
 from toolkit.sweep_control import Interrupts, Progress, Unwatched, interrupts
@@ -50,6 +51,8 @@ def sweep(
     data: Path | None = None,
     tracking_uri: str | None = None,
     report: Path | None = None,
+    register: bool = False,
+    source: str | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
@@ -65,6 +68,8 @@ def sweep(
         study: its name; default `EXPERIMENT-PROTOCOL`.
         data: file or folder in place of the experiment's own source.
         report: where the HTML goes; default `TOOLKIT_HOME/reports/STUDY.html`.
+        register: make the winner a version of the registered model, with the alias `challenger`.
+        source: how the experiment was named, kept with the version so that `toolkit promote` finds its gates again.
 
     Raises:
         UserError: whatever the user can act on; nothing is written then unless trials had already run.
@@ -77,12 +82,15 @@ def sweep(
             got="a pipeline of Spark ML" if experiment.model.kind == "sparkml" else "an empty space",
             next_step="fit it with toolkit train",
         )
+    if register:
+        check_registrable(experiment)
     place = TrialCluster(experiment, cluster, spark_master, spark_conf or {}, settings)
     run = _Run(experiment, protocol, place, settings, progress or Unwatched())
     try:
         with ExitStack() as stack:
             handler = stack.enter_context(interrupts())
-            return run.execute(stack, handler, resume, study, data, tracking_uri, report)
+            result, spec = run.execute(stack, handler, resume, study, data, tracking_uri, report)
+            return run.register(result, spec, source) if register else result
     except KeyboardInterrupt:
         raise SweepInterrupted(run.how_to_resume()) from None
 
@@ -119,7 +127,8 @@ class _Run:
         data: Path | None,
         tracking_uri: str | None,
         report: Path | None,
-    ) -> SweepResult:
+    ) -> tuple[SweepResult, Mapping[str, Any] | None]:
+        """The result, and the spec of the winner's portable model where one was logged."""
         from toolkit.engines.study_store import study_folder
 
         self.is_default_name = study_name is None
@@ -167,12 +176,32 @@ class _Run:
         tracker.connect()
         result = self._result(search, runner, loaded, split, (best, front), evaluation, report)
         self.progress.phase("writing the report")
-        result = publish(result, final, loaded, split, study, tracker, folder.path)
+        result, spec = publish(result, final, loaded, split, study, tracker, folder.path)
         self._tracking_ended = True
         num_finished = sum(record.state.is_finished for record in result.records)
         if num_finished >= result.num_trials and not result.num_unsent:
             study.remember(finished_unix_s=time.time())
-        return replace(result, wall_s=time.perf_counter() - self.began)
+        return replace(result, wall_s=time.perf_counter() - self.began), spec
+
+    def register(self, result: SweepResult, spec: Mapping[str, Any] | None, source: str | None) -> SweepResult:
+        """Last of all: whatever the registry says, the search and its model are kept."""
+        from toolkit.registration import register
+
+        if spec is None:
+            _logger.warning("nothing to register: the sweep has logged no model")
+            return result
+        self.progress.phase("registering")
+        assert self.tracker is not None
+        version = register(
+            self.experiment,
+            spec,
+            model_uri=result.model_uri,
+            run_id=result.parent_run_id,
+            tracking_uri=self.tracker.uri,
+            settings=self.settings,
+            source=source,
+        )
+        return replace(result, registered=version, wall_s=time.perf_counter() - self.began)
 
     # --- before the search ------------------------------------------------------------------------------------------------------
 

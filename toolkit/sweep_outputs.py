@@ -7,10 +7,10 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import TrackingError
 from toolkit.core.search import error_summary
@@ -34,15 +34,20 @@ def publish(
     study: OptunaStudy,
     tracker: MlflowTracker,
     folder: Path,
-) -> SweepResult:
-    """Log the model, write the report, log everything else, end the parent run; returns `result` with what that added.
+) -> tuple[SweepResult, Mapping[str, Any] | None]:
+    """Log the model, write the report, log everything else, end the parent run.
+
+    Returns:
+        `result` with what that added, and the spec of the logged model, None without one.
 
     A tracking server that has gone away costs the model's entry, which is reported, and nothing else: the rest waits in the spool.
     """
     from toolkit.reports.sweep_report import render_sweep
 
+    spec: Mapping[str, Any] | None = None
     if final is not None and final.payload is not None:
-        result = replace(result, model_uri=_log_model(result, final, loaded, split, tracker))
+        model_uri, spec = _log_model(result, final, loaded, split, tracker)
+        result = replace(result, model_uri=model_uri)
     report_path = Path(result.report_path)
     report_path.parent.mkdir(parents=True, exist_ok=True)
     importances = study.importances()
@@ -83,10 +88,12 @@ def publish(
     result = replace(result, num_unsent=tracker.close() + is_model_missing)
     if result.num_unsent:
         report_path.write_text(report(result), encoding="utf-8")
-    return result
+    return result, spec
 
 
-def _log_model(result: SweepResult, final: FinalModel, loaded: LoadedData, split: SplitData, tracker: MlflowTracker) -> str:
+def _log_model(
+    result: SweepResult, final: FinalModel, loaded: LoadedData, split: SplitData, tracker: MlflowTracker
+) -> tuple[str, Mapping[str, Any] | None]:
     from toolkit.core.model_spec import package
 
     assert result.best is not None and result.evaluation is not None
@@ -103,10 +110,10 @@ def _log_model(result: SweepResult, final: FinalModel, loaded: LoadedData, split
         git_commit=result.git_commit,
     )
     try:
-        return tracker.log_model(packed)
+        return tracker.log_model(packed), packed.spec
     except TrackingError as error:
         _logger.warning("%s", error)
-        return ""
+        return "", None
 
 
 def write_trials(path: Path, records: Sequence[TrialRecord], metric_names: Sequence[str]) -> None:

@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.core.errors import ExperimentError, UserError
+from toolkit.core.errors import ExperimentError
 from toolkit.core.experiment import Experiment, Metric, Protocol
 from toolkit.core.model import XGBOOST_METRICS, Sklearn, Task, XGBoost
+from toolkit.registration import check_registrable
 from toolkit.settings import Settings
 from toolkit.sweep_control import Progress, Unwatched
 
 if TYPE_CHECKING:
     from toolkit.core.data import LoadedData, SplitData
     from toolkit.core.evaluation import Evaluation
+    from toolkit.core.registry import RegisteredVersion
     from toolkit.core.training import TrainedModel, TrainResult
     from toolkit.core.trial import FinalModel
     from toolkit.engines.mlflow_run import MlflowRun
@@ -102,7 +104,7 @@ class _Training:
 
         kind: Literal["final", "baseline"] = "baseline" if baseline else "final"
         if register:
-            _check_registrable(self.experiment)
+            check_registrable(self.experiment)
         self.progress.phase("reading data")
         loaded = self._load(data)
         fits = self._baselines() if baseline else [self._final(params, loaded)]
@@ -111,17 +113,19 @@ class _Training:
         report_path = (
             report or self.settings.home / "reports" / f"{self.experiment.name}-{'baseline' if baseline else 'train'}.html"
         ).absolute()
-        models, run = [], None
+        logged = []
         for fit in fits:
             self.progress.phase(f"fitting {fit.name}")
-            run = self._run(fit, loaded)
-            with run:
-                models.append(self._fit_and_log(fit, loaded, parts, run))
-        assert run is not None
-        best = _best(models, self.experiment.metrics[0])
-        result = self._result(kind, models, best, loaded, parts, run, report_path)
-        self.progress.phase("writing the report")
-        return self._publish(result)
+            with self._run(fit, loaded) as run:
+                logged.append((*self._fit_and_log(fit, loaded, parts, run), run))
+        place = _best([trained for trained, _, _ in logged], self.experiment.metrics[0])
+        models = [trained for trained, _, _ in logged]
+        _, spec, run = logged[place]
+        if register:
+            self.progress.phase("registering")
+            models[place] = replace(models[place], registered=self._register(spec, models[place], run))
+        result = self._result(kind, models, models[place], loaded, parts, run, report_path)
+        return self._publish(result, run)
 
     # --- what is fitted -----------------------------------------------------------------------------------------------------------
 
@@ -173,7 +177,8 @@ class _Training:
         run_name = f"{self.experiment.name}-{fit.name}"
         return MlflowRun(tracking_uri=self.tracking_uri, experiment_name=name, run_name=run_name, tags=tags)
 
-    def _fit_and_log(self, fit: _Fit, loaded: LoadedData, parts: SplitData, run: MlflowRun) -> TrainedModel:
+    def _fit_and_log(self, fit: _Fit, loaded: LoadedData, parts: SplitData, run: MlflowRun) -> tuple[TrainedModel, Mapping[str, Any]]:
+        """The model, and the spec that it is logged with."""
         from toolkit.core.model_spec import package
         from toolkit.core.training import TrainedModel
         from toolkit.engines import build
@@ -208,7 +213,7 @@ class _Training:
             run_id=run.run_id,
         )
         self._log(trained, fit.experiment, loaded, run)
-        return replace(trained, model_uri=run.log_model(packed))
+        return replace(trained, model_uri=run.log_model(packed)), packed.spec
 
     def _log(self, trained: TrainedModel, experiment: Experiment, loaded: LoadedData, run: MlflowRun) -> None:
         from toolkit.engines import build
@@ -273,7 +278,28 @@ class _Training:
             git_commit=self.git.commit or "",
         )
 
-    def _publish(self, result: TrainResult) -> TrainResult:
+    def _register(self, spec: Mapping[str, Any], trained: TrainedModel, run: MlflowRun) -> RegisteredVersion:
+        from toolkit.registration import register
+
+        return register(
+            self.experiment,
+            spec,
+            model_uri=trained.model_uri,
+            run_id=run.run_id,
+            tracking_uri=run.uri,
+            settings=self.settings,
+            source=self.source,
+        )
+
+    def _publish(self, result: TrainResult, run: MlflowRun) -> TrainResult:
+        from toolkit.reports.train_report import render_training
+
+        self.progress.phase("writing the report")
+        result = replace(result, wall_s=time.perf_counter() - self.began)
+        path = Path(result.report_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render_training(result), encoding="utf-8")
+        run.log_artifact(path)
         return replace(result, wall_s=time.perf_counter() - self.began)
 
 
@@ -294,21 +320,14 @@ def _with_model(experiment: Experiment, model: XGBoost | Sklearn | Any) -> Exper
     return replace(experiment, model=model, space={}, points_to_evaluate=(), metric=metric, sweep=sweep)
 
 
-def _check_registrable(experiment: Experiment) -> None:
-    if experiment.model.kind not in ("xgboost", "sklearn"):
-        raise UserError(
-            "--register: a model of XGBoost or scikit-learn",
-            got=experiment.model.kind,
-            next_step="leave --register out: only these have a portable form, which promotion and scoring read",
-        )
+def _best(models: list[TrainedModel], metric: Metric) -> int:
+    """The place of the one that is best on validation rows."""
 
-
-def _best(models: list[TrainedModel], metric: Metric) -> TrainedModel:
     def cost(model: TrainedModel) -> float:
         value = model.evaluation.validation_metrics.get(metric.name, float("nan"))
         return float("inf") if value != value else -value if metric.direction == "maximize" else value
 
-    return min(models, key=cost)
+    return min(range(len(models)), key=lambda place: cost(models[place]))
 
 
 def _cross_validation(experiment: Experiment, final: FinalModel, parts: SplitData) -> dict[str, tuple[float, float]]:

@@ -85,6 +85,9 @@ def sweep(
         str | None, typer.Option(metavar="URI", help="MLflow's; default: MLFLOW_TRACKING_URI, else MLflow's own.")
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the HTML report goes; default: in TOOLKIT_HOME.")] = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Make the winner a version of the registered model, with the alias challenger.")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", callback=check_settings, help="Override any field; repeatable. The flags above win."),
@@ -98,7 +101,7 @@ def sweep(
     """
     with answer_stream() as answer:
         from toolkit.cli.progress import Progress
-        from toolkit.core.recipes import load_experiment, override
+        from toolkit.core.recipes import load_experiment, override, source_of
         from toolkit.settings import Settings
         from toolkit.sweep import sweep as run_sweep
 
@@ -118,6 +121,8 @@ def sweep(
                 data=data,
                 tracking_uri=tracking_uri,
                 report=report,
+                register=register,
+                source=source_of(experiment),
                 settings=settings,
                 progress=progress,
             )
@@ -163,6 +168,8 @@ def summary(result: SweepResult, *, names_tracking: bool) -> tuple[str, list[tup
         rows.append(("report", result.report_path))
     if result.model_uri:
         rows.append(("model", result.model_uri))
+    if result.registered:
+        rows.append(("registered", f"{result.registered}, the challenger: toolkit promote {result.registered.name} judges it"))
     rows.append(("runs", _how_to_see(result, names_tracking)))
     return f"{result.experiment.name}: {result.protocol} protocol, study {result.study}", rows
 

@@ -91,8 +91,7 @@ def summary(result: TrainResult) -> tuple[str, list[tuple[str, str]]]:
             rows.append(("  folds", folds))
         rows.append(("  model", model.model_uri))
         if model.registered:
-            again = "" if model.registered.is_new else " (registered before)"
-            rows.append(("  registered", f"{model.registered.name} version {model.registered.version}, challenger{again}"))
+            rows.append(("  registered", f"{model.registered}, the challenger: toolkit promote {model.registered.name} judges it"))
     where = "a generated sample, not the real data" if result.source.is_fallback else f"{result.source.location} ({result.source.kind})"
     rows.append(("data", f"{where}, {result.source.num_rows} rows"))
     rows.append(("time", f"{result.wall_s:.1f} s"))

@@ -6,6 +6,7 @@ UserError (ValueError)          exit 1: the user can act on it
 ├── StudyError                  the study's state forbids what was asked (lock, resume, fingerprint)
 ├── ClusterError                Ray or Spark cannot give what was asked
 ├── TrackingError               MLflow cannot be reached or refuses
+├── RegistryError               the model registry cannot be reached, refuses, or has not what was asked for
 └── TooManyFailedTrials         more trials failed than `sweep.max_failed_trials`
 SweepInterrupted                exit 130: Ctrl-C or SIGTERM; what was finished is kept
 """
@@ -42,6 +43,10 @@ class ClusterError(UserError):
 
 class TrackingError(UserError):
     """MLflow cannot be reached or refuses."""
+
+
+class RegistryError(UserError):
+    """The model registry cannot be reached, refuses, or has not what was asked for."""
 
 
 class TooManyFailedTrials(UserError):

@@ -11,6 +11,7 @@ from typing import Any
 from toolkit.core.data import DataSource
 from toolkit.core.evaluation import Evaluation
 from toolkit.core.experiment import Experiment, Protocol
+from toolkit.core.registry import RegisteredVersion
 from toolkit.core.study import TrialRecord, TrialState
 
 
@@ -65,6 +66,7 @@ class SweepResult:
     started_unix_s: float
     versions: Mapping[str, str]
     git_commit: str
+    registered: RegisteredVersion | None = None
 
     def count(self, state: TrialState) -> int:
         return sum(record.state is state for record in self.records)
@@ -107,6 +109,7 @@ class SweepResult:
             "mlflow_experiment": self.mlflow_experiment,
             "parent_run_id": self.parent_run_id,
             "model_uri": self.model_uri,
+            "registered": dataclasses.asdict(self.registered) if self.registered else None,
             "num_unsent": self.num_unsent,
             "report_path": self.report_path,
             "data": dataclasses.asdict(self.source),

@@ -11,15 +11,7 @@ from typing import Any, Literal
 from toolkit.core.data import DataSource
 from toolkit.core.evaluation import Evaluation
 from toolkit.core.experiment import Experiment, Protocol
-
-
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """`is_new`: False where this very model had been registered before."""
-
-    name: str
-    version: str
-    is_new: bool
+from toolkit.core.registry import RegisteredVersion
 
 
 @dataclass(frozen=True)
@@ -123,7 +115,7 @@ class TrainResult:
             "model": self.best.model_text,
             "parameters": ", ".join(f"{name}={value}" for name, value in self.best.params.items()),
             "test": ", ".join(f"{name} {value:.5g}" for name, value in self.best.evaluation.metrics.items()),
-            "registered": f"{self.best.registered.name} version {self.best.registered.version}" if self.best.registered else "",
+            "registered": str(self.best.registered or ""),
             "report": self.report_path,
             "logged model": self.best.model_uri,
         }

@@ -228,6 +228,12 @@ class MlflowTracker:
     # --- figures and the end ----------------------------------------------------------------------------------------------------
 
     @property
+    def uri(self) -> str:
+        """With credentials, where it has some; for other stores on the same server. Connected only."""
+        assert self._store is not None
+        return self._store.uri
+
+    @property
     def num_calls(self) -> int:
         """Calls of the tracking store so far; with a server: REST requests, uploads not counted."""
         return self._store.num_calls if self._store else 0

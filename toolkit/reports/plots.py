@@ -139,6 +139,18 @@ def curves(records: Sequence[TrialRecord], metric_name: str, maximize: bool, key
     return to_svg(axes, key, f"{metric_name} by step for the {len(records)} best trials")
 
 
+def learning_curve(points: Sequence[tuple[float, float]], metric_name: str, key: str) -> Markup:
+    """One metric by boosting round."""
+    axes = new_axes(NORMAL_WIDTH, NORMAL_HEIGHT)
+    rounds, values = np.asarray(points, dtype=float).T
+    axes.plot(rounds, values, color=colour("good"), linewidth=2.4)
+    plain_axis(axes.xaxis, 6, integer=True)
+    plain_axis(axes.yaxis)
+    axes.set_xlabel("boosting round")
+    axes.set_ylabel(shortened(metric_name, 36))
+    return to_svg(axes, key, f"{metric_name} by boosting round")
+
+
 def value_slice(axis: ParameterAxis, records: Sequence[TrialRecord], best: TrialRecord, metric: Metric, key: str) -> Markup:
     """The first metric against one parameter."""
     axes = new_axes(SMALL_WIDTH, SMALL_HEIGHT, left=52, bottom=26)

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
+from toolkit.core.data import DataSource
 from toolkit.core.result import SweepResult
 from toolkit.core.secrets import without_secrets
 
+Facts = tuple[str, list[tuple[str, str, bool]]]
+"""A titled list of (name, value, is code)."""
 
-def facts(result: SweepResult) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Titled lists of (name, value, is code)."""
+
+def data_facts(source: DataSource, split: str, parts: str) -> Facts:
+    return (
+        "Data",
+        [
+            ("source", source.kind.replace("_", " "), False),
+            ("location", without_secrets(source.location), True),
+            ("rows and features", f"{source.num_rows:,} rows, {source.num_features} features", False),
+            ("sha256", source.sha256, True),
+            ("split", split, False),
+            ("parts", parts, False),
+        ],
+    )
+
+
+def code_facts(git_commit: str, versions: Mapping[str, str]) -> Facts:
+    return "Code", [("git commit", git_commit, True), *((name, version, True) for name, version in sorted(versions.items()))]
+
+
+def facts(result: SweepResult) -> list[Facts]:
     source = result.source
     rows = f"{result.num_train_rows:,} train, {result.num_validation_rows:,} validation, {result.num_test_rows:,} test"
     return [
-        (
-            "Data",
-            [
-                ("source", source.kind.replace("_", " "), False),
-                ("location", without_secrets(source.location), True),
-                ("rows and features", f"{source.num_rows:,} rows, {source.num_features} features", False),
-                ("sha256", source.sha256, True),
-                ("split", result.split_description, False),
-                ("parts", rows, False),
-            ],
-        ),
+        data_facts(source, result.split_description, rows),
         (
             "Search and record",
             [
@@ -37,13 +49,7 @@ def facts(result: SweepResult) -> list[tuple[str, list[tuple[str, str, bool]]]]:
                 ("model", without_secrets(result.model_uri), True),
             ],
         ),
-        (
-            "Code",
-            [
-                ("git commit", result.git_commit, True),
-                *((name, version, True) for name, version in sorted(result.versions.items())),
-            ],
-        ),
+        code_facts(result.git_commit, result.versions),
     ]
 
 

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from toolkit.core.evaluation import Evaluation
 from toolkit.core.experiment import Metric
 from toolkit.core.result import SweepResult
 from toolkit.core.study import TrialRecord, TrialState
-from toolkit.reports import plots, provenance, winner
+from toolkit.reports import page, plots, provenance, winner
 from toolkit.reports.cards import Bar, Card, Legend, Tile, figure_text, ranked_bars, seconds_text, without_holes
+from toolkit.reports.page import utc
 from toolkit.reports.parameters import MISSING, ParameterAxis, parameter_axes, params_json, searched_ranges, shortened, text_of
-from toolkit.reports.svg import chart_style, without_control_characters
+from toolkit.reports.svg import chart_style
 
 MAX_SLICES = 12
 MAX_PARALLEL = 8
@@ -45,9 +42,10 @@ def render_sweep(result: SweepResult, importances: Mapping[str, float] | None = 
             ("The winner on the test part", winner.evaluation_cards(result.evaluation) if result.evaluation else []),
             ("The run", _run_cards(result)),
         ]
-    page = _environment().get_template("sweep.html.j2").render(
+    return page.render(
+        "sweep.html.j2",
         result=result,
-        started=_utc(result.started_unix_s),
+        started=utc(result.started_unix_s),
         badge=_protocol_sentence(result),
         alarms=_alarms(result),
         tiles=_tiles(result),
@@ -57,17 +55,6 @@ def render_sweep(result: SweepResult, importances: Mapping[str, float] | None = 
         provenance=provenance.facts(result),
         commands=provenance.commands(result),
     )  # fmt: skip
-    return without_control_characters(page)
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # every user string passes through it; only SVGs, which ElementTree escaped, are Markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _protocol_sentence(result: SweepResult) -> str:
@@ -359,7 +346,3 @@ def _top(records: Sequence[TrialRecord], metric: Metric, count: int) -> list[Tri
         return (sign * record.values[0] if record.state is TrialState.COMPLETE else math.inf, record.number)
 
     return sorted(records, key=order)[:count]
-
-
-def _utc(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
