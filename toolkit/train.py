@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.core.errors import ExperimentError
 from toolkit.core.experiment import Experiment, Metric, Protocol
-from toolkit.core.model import XGBOOST_METRICS, Sklearn, Task, XGBoost
+from toolkit.core.model import XGBOOST_METRICS, Sklearn, SparkML, Task, XGBoost
 from toolkit.registration import check_registrable
 from toolkit.settings import Settings
 from toolkit.sweep_control import Progress, Unwatched
@@ -21,6 +21,7 @@ from toolkit.sweep_control import Progress, Unwatched
 if TYPE_CHECKING:
     from toolkit.core.data import LoadedData, SplitData
     from toolkit.core.evaluation import Evaluation
+    from toolkit.core.model_spec import ModelPackage
     from toolkit.core.registry import RegisteredVersion
     from toolkit.core.training import TrainedModel, TrainResult
     from toolkit.core.trial import FinalModel
@@ -122,6 +123,7 @@ class _Training:
         models = [trained for trained, _, _ in logged]
         _, spec, run = logged[place]
         if register:
+            assert spec is not None, "refused by check_registrable"
             self.progress.phase("registering")
             models[place] = replace(models[place], registered=self._register(spec, models[place], run))
         result = self._result(kind, models, models[place], loaded, parts, run, report_path)
@@ -177,43 +179,76 @@ class _Training:
         run_name = f"{self.experiment.name}-{fit.name}"
         return MlflowRun(tracking_uri=self.tracking_uri, experiment_name=name, run_name=run_name, tags=tags)
 
-    def _fit_and_log(self, fit: _Fit, loaded: LoadedData, parts: SplitData, run: MlflowRun) -> tuple[TrainedModel, Mapping[str, Any]]:
-        """The model, and the spec that it is logged with."""
-        from toolkit.core.model_spec import package
-        from toolkit.core.training import TrainedModel
-        from toolkit.engines import build
+    def _fit_and_log(
+        self, fit: _Fit, loaded: LoadedData, parts: SplitData, run: MlflowRun
+    ) -> tuple[TrainedModel, Mapping[str, Any] | None]:
+        """The model, and the spec of its portable form; None where it has none."""
         from toolkit.final_model import fit_and_test
 
+        if fit.experiment.model.kind == "sparkml":
+            return self._fit_pipeline(fit, loaded, parts, run), None
         began = time.perf_counter()
         chosen = fit.chosen
         final, evaluation = fit_and_test(fit.experiment, self.protocol, parts, loaded.classes, chosen.params, chosen.best_iteration)
-        fit_wall_s = time.perf_counter() - began
-        packed = package(
+        trained = self._trained(fit, parts, final, evaluation, time.perf_counter() - began, run)
+        if final.payload is None:
+            self._log(trained, fit.experiment, loaded, run)
+            return trained, None
+        packed = self._package(fit, loaded, parts, final, evaluation)
+        importances = _permutation_importances(fit.experiment, packed.payload, packed.spec, parts)
+        trained = replace(trained, permutation_importances=importances)
+        self._log(trained, fit.experiment, loaded, run)
+        return replace(trained, model_uri=run.log_model(packed)), packed.spec
+
+    def _fit_pipeline(self, fit: _Fit, loaded: LoadedData, parts: SplitData, run: MlflowRun) -> TrainedModel:
+        from toolkit.engines.spark_ml import fit_pipeline
+        from toolkit.engines.spark_session import data_session
+        from toolkit.final_model import judged
+
+        model, label = fit.experiment.model, fit.experiment.dataset.label
+        assert isinstance(model, SparkML)
+        with data_session(java_home=self.settings.java_home, app_name=f"toolkit train {self.experiment.name}") as session:
+            began = time.perf_counter()
+            fitted = fit_pipeline(session, model, label, parts, keep_trial_model=self.protocol == "published")
+            final, evaluation = judged(fit.experiment, self.protocol, parts, loaded.classes, fitted.final)
+            trained = self._trained(fit, parts, final, evaluation, time.perf_counter() - began, run)
+            self._log(trained, fit.experiment, loaded, run)
+            return replace(trained, model_uri=run.log_spark_model(fitted.model, fitted.example))
+
+    def _package(self, fit: _Fit, loaded: LoadedData, parts: SplitData, final: FinalModel, evaluation: Evaluation) -> ModelPackage:
+        from toolkit.core.model_spec import package
+        from toolkit.engines import build
+
+        return package(
             fit.experiment,
             self.protocol,
             loaded,
             parts,
             final,
             evaluation,
-            params=chosen.params,
-            study=chosen.study,
+            params=fit.chosen.params,
+            study=fit.chosen.study,
             versions=build.versions(),
             git_commit=self.git.commit or "",
         )
-        trained = TrainedModel(
+
+    def _trained(
+        self, fit: _Fit, parts: SplitData, final: FinalModel, evaluation: Evaluation, fit_wall_s: float, run: MlflowRun
+    ) -> TrainedModel:
+        from toolkit.core.training import TrainedModel
+
+        return TrainedModel(
             name=fit.name,
             model_text=model_text(fit.experiment),
-            params=chosen.params,
-            params_source=chosen.source,
+            params=fit.chosen.params,
+            params_source=fit.chosen.source,
             evaluation=evaluation,
-            cross_validation=_cross_validation(fit.experiment, final, parts),
-            permutation_importances=_permutation_importances(fit.experiment, packed.payload, packed.spec, parts, evaluation),
+            cross_validation=_cross_validation(final, parts),
+            permutation_importances={},
             curves=final.history,
             fit_wall_s=fit_wall_s,
             run_id=run.run_id,
         )
-        self._log(trained, fit.experiment, loaded, run)
-        return replace(trained, model_uri=run.log_model(packed)), packed.spec
 
     def _log(self, trained: TrainedModel, experiment: Experiment, loaded: LoadedData, run: MlflowRun) -> None:
         from toolkit.engines import build
@@ -308,7 +343,9 @@ def model_text(experiment: Experiment) -> str:
     model = experiment.model
     if isinstance(model, XGBoost):
         return f"XGBoost, {model.objective}"
-    return model.estimator_name.rpartition(".")[2] if isinstance(model, Sklearn) else model.kind
+    if isinstance(model, Sklearn):
+        return model.estimator_name.rpartition(".")[2]
+    return "Spark ML pipeline" if isinstance(model, SparkML) else "custom"
 
 
 def _with_model(experiment: Experiment, model: XGBoost | Sklearn | Any) -> Experiment:
@@ -330,7 +367,7 @@ def _best(models: list[TrainedModel], metric: Metric) -> int:
     return min(range(len(models)), key=lambda place: cost(models[place]))
 
 
-def _cross_validation(experiment: Experiment, final: FinalModel, parts: SplitData) -> dict[str, tuple[float, float]]:
+def _cross_validation(final: FinalModel, parts: SplitData) -> dict[str, tuple[float, float]]:
     """Metric -> mean and standard deviation over the folds, before calibration and refit; empty without folds."""
     from toolkit.engines.sklearn_evaluation import evaluate
 
@@ -348,9 +385,7 @@ def _cross_validation(experiment: Experiment, final: FinalModel, parts: SplitDat
     return {name: (mean, (sum((each[name] - mean) ** 2 for each in figures) / (count - 1)) ** 0.5) for name, mean in means.items()}
 
 
-def _permutation_importances(
-    experiment: Experiment, payload: bytes, spec: Mapping[str, Any], parts: SplitData, evaluation: Evaluation
-) -> dict[str, float]:
+def _permutation_importances(experiment: Experiment, payload: bytes, spec: Mapping[str, Any], parts: SplitData) -> dict[str, float]:
     from toolkit.engines import portable_model
     from toolkit.engines.sklearn_evaluation import permutation_importances
 

@@ -51,19 +51,20 @@ def files_for(
     remote: RemoteFiles,
     *,
     read: Callable[[Mapping[str, Path]], Any],
-    fallback: Callable[[], Any],
+    fallback: Callable[[], Any] | None = None,
 ) -> Loaded:
     """Find the files and make a table of them.
 
     Args:
         read: file name -> path, all of `remote.files`; returns the table. With `--data` naming one of the files, only that one.
-        fallback: returns a generated table of the same form, for when nothing can be reached.
+        fallback: returns a generated table of the same form, for when nothing can be reached; without it that is an error.
 
     Returns:
         The table with its kind and location. A `--data` file under another name is handed on as it is, unread: a ready table.
 
     Raises:
-        DataError: `--data` or TOOLKIT_DATA_DIR names what is not there, a file has the wrong sha256, or the cache cannot be written.
+        DataError: `--data` or TOOLKIT_DATA_DIR names what is not there, a file has the wrong sha256, the cache cannot be written, or
+            nothing can be reached and there is no fallback.
     """
     if context.data is not None:
         return _from_user(context.data, remote, read)
@@ -78,6 +79,8 @@ def files_for(
     if obstacle is None:
         paths = _store(fetched, context.cache_dir / remote.name)
         return Loaded(read(paths), "download", remote.url.format(file=""))
+    if fallback is None:
+        raise DataError(f"{remote.name}: the files must be reached", got=obstacle, next_step="give --data PATH or TOOLKIT_DATA_DIR")
     log.warning(
         "%s: NOT THE GENUINE DATA: a generated sample stands in, and no figure from it means anything (%s); "
         "name the files' folder with --data or TOOLKIT_DATA_DIR",

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import mlflow
 import mlflow.pyfunc
 import mlflow.xgboost
 import numpy as np
+import pandas as pd
 from mlflow.entities import LoggedModelOutput, LoggedModelParameter, LoggedModelStatus, LoggedModelTag
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model, ModelSignature, infer_signature
 
 from toolkit.core.model_spec import ModelPackage
 from toolkit.engines import portable_model
@@ -38,15 +40,47 @@ def log_model(store: MlflowStore, experiment_id: str, run_id: str, package: Mode
     Raises:
         Unanswered, Refused: of the store.
     """
-    spec = package.spec
-    params = [LoggedModelParameter(mlflow_name(key), clip(str(value), MAX_PARAM_BYTES)) for key, value in spec["params"].items()]
-    tags = [LoggedModelTag("toolkit.model_sha256", spec["model_sha256"]), LoggedModelTag("toolkit.experiment", spec["experiment"])]
-    logged = store.call("create_logged_model", experiment_id, name=name, source_run_id=run_id, tags=tags, params=params)
+    tags = {"toolkit.model_sha256": package.spec["model_sha256"], "toolkit.experiment": package.spec["experiment"]}
+
+    def save(path: Path, mlmodel: Model) -> None:
+        _save(package, path, path.parent, mlmodel)
+
+    return _log(store, experiment_id, run_id, name, package.spec["params"], tags, save)
+
+
+def log_spark_model(store: MlflowStore, experiment_id: str, run_id: str, model: Any, example: pd.DataFrame, name: str) -> str:
+    """A fitted pipeline of Spark ML in MLflow's Spark flavour; its session must be active. Otherwise as `log_model`."""
+    import mlflow.spark
+
+    def save(path: Path, mlmodel: Model) -> None:
+        mlflow.spark.save_model(
+            model,
+            str(path),
+            mlflow_model=mlmodel,
+            signature=ModelSignature(inputs=infer_signature(example).inputs),
+            input_example=example,
+            pip_requirements=_requirements("mlflow", "pyspark", "numpy", "pandas"),
+        )
+
+    return _log(store, experiment_id, run_id, name, {}, {}, save)
+
+
+def _log(
+    store: MlflowStore,
+    experiment_id: str,
+    run_id: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    save: Callable[[Path, Model], None],
+) -> str:
+    shown = [LoggedModelParameter(mlflow_name(key), clip(str(value), MAX_PARAM_BYTES)) for key, value in params.items()]
+    marks = [LoggedModelTag(key, value) for key, value in tags.items()]
+    logged = store.call("create_logged_model", experiment_id, name=name, source_run_id=run_id, tags=marks, params=shown)
     try:
         with tempfile.TemporaryDirectory(prefix="toolkit-model-") as folder:
             path = Path(folder) / "model"
-            mlmodel = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id)
-            _save(package, path, Path(folder), mlmodel)
+            save(path, Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id))
             client = mlflow.MlflowClient(tracking_uri=store.uri)
             told(lambda: client.log_model_artifacts(logged.model_id, str(path)))
         store.call("log_outputs", run_id, [LoggedModelOutput(logged.model_id, 0)])

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from toolkit.core.errors import TrackingError
 from toolkit.engines import mlflow_models, mlflow_store
 from toolkit.engines.mlflow_store import MlflowStore, Refused, Unanswered
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from toolkit.core.model_spec import ModelPackage
 
 Result = TypeVar("Result")
@@ -77,6 +79,10 @@ class MlflowRun:
     def log_model(self, package: ModelPackage, name: str = "model") -> str:
         """Returns `models:/m-…`."""
         return self._told(lambda: mlflow_models.log_model(self._store, self.experiment_id, self.run_id, package, name))
+
+    def log_spark_model(self, model: Any, example: pd.DataFrame, name: str = "model") -> str:
+        """A fitted pipeline of Spark ML. Returns `models:/m-…`."""
+        return self._told(lambda: mlflow_models.log_spark_model(self._store, self.experiment_id, self.run_id, model, example, name))
 
     def _told(self, call: Callable[[], Result]) -> Result:
         try:
