@@ -31,7 +31,7 @@ def experiment() -> Experiment:
         dataset=Dataset(load=load_red_wine, label="high_quality", key="wine_id", exclude=("quality",)),
         split=Split(by="random", test=0.2, validation=0.2, seed=42),
         model=SparkML(pipeline=forest, params={"numTrees": 100, "seed": 42}),
-        space={},
+        space=None,
         metric=Metric("auc", "maximize"),
     )
 

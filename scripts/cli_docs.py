@@ -48,6 +48,7 @@ SWEEP_FIELDS = {
     "mlflow_experiment": "name of the MLflow experiment",
     "parent_run_id": "MLflow run that holds one nested run a trial",
     "model_uri": "the final model in MLflow",
+    "registered": "`name` and `version` with `--register`, else `null`",
     "num_unsent": "entries that wait for an MLflow that did not answer; `--resume` sends them",
     "report_path": "the HTML report",
     "data": "`kind` (`fallback_sample`: generated, not real), `location`, `sha256`, `num_rows`, `num_features`",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,15 @@ class Settings:
             registry_uri=environ.get("MLFLOW_REGISTRY_URI") or None,
             ray_address=environ.get("RAY_ADDRESS") or None,
             on_databricks=bool(environ.get("DATABRICKS_RUNTIME_VERSION")),
-            user=next((environ[name] for name in ("TOOLKIT_USER", "LOGNAME", "USER") if environ.get(name)), "unknown"),
+            user=next((environ[name] for name in ("TOOLKIT_USER", "LOGNAME", "USER") if environ.get(name)), _login_name()),
             java_home=path("JAVA_HOME"),
             spark_remote=environ.get("SPARK_REMOTE") or None,
             credentials=tuple(name for name in CREDENTIALS if environ.get(name)),
         )
+
+
+def _login_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container may run under a number that nobody has
+        return "unknown"

@@ -76,10 +76,10 @@ def sweep(
         SweepInterrupted: Ctrl-C or SIGTERM; what was finished is kept.
     """
     settings = settings or Settings.read()
-    if experiment.model.kind == "sparkml" or not experiment.space:
+    if experiment.model.kind == "sparkml" or experiment.space is None:
         raise ExperimentError(
             "a sweep needs a model and a space to search",
-            got="a pipeline of Spark ML" if experiment.model.kind == "sparkml" else "an empty space",
+            got="a pipeline of Spark ML" if experiment.model.kind == "sparkml" else "space=None",
             next_step="fit it with toolkit train",
         )
     if register:

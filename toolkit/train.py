@@ -140,7 +140,7 @@ class _Training:
     def _final(self, params: str, loaded: LoadedData) -> _Fit:
         from toolkit.train_params import ChosenParams, choose_params
 
-        if not self.experiment.space and params == "best":
+        if self.experiment.space is None and params == "best":
             return _Fit("train", self.experiment, ChosenParams("the experiment"))
         return _Fit("train", self.experiment, choose_params(self.experiment, self.protocol, params, loaded.source.sha256, self.settings))
 
@@ -354,7 +354,7 @@ def _with_model(experiment: Experiment, model: XGBoost | Sklearn | Any) -> Exper
     if isinstance(model, XGBoost) and any(each.name.split("@")[0] not in XGBOOST_METRICS[model.task] for each in experiment.metrics):
         metric = _METRICS[model.task]
     sweep = replace(experiment.sweep, scheduler=None)
-    return replace(experiment, model=model, space={}, points_to_evaluate=(), metric=metric, sweep=sweep)
+    return replace(experiment, model=model, space=None, points_to_evaluate=(), metric=metric, sweep=sweep)
 
 
 def _best(models: list[TrainedModel], metric: Metric) -> int:

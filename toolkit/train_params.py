@@ -81,6 +81,6 @@ def _from_file(experiment: Experiment, path: Path) -> dict[str, Any]:
         raise UserError("--params: the file must be JSON, or YAML by its ending", got=f"{path}: {error}") from error
     if not isinstance(point, dict):
         raise UserError("--params: the file must hold names and values", got=f"{path} with a {type(point).__name__}")
-    if not experiment.space:
+    if experiment.space is None:
         raise ExperimentError("--params: the experiment has no space", got=str(path), next_step="set model.params instead")
     return check_point(experiment.space, point, f"--params {path.name}")

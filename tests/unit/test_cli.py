@@ -168,7 +168,7 @@ def test_exit_codes_are_the_documented_ones():
 def test_what_the_verb_gets(called, capfd):
     spark = ["--spark-master", "spark://host:7077", "--spark-conf", "spark.executor.cores=1", "--spark-conf", " k =a=b"]
     arguments = [*spark, "--protocol", "published", "--cluster", "spark", "--resume", "--study", "mine", "--data", "d.csv"]
-    assert run(["sweep", "tiny.py", *arguments, "--tracking-uri", "sqlite:///x.db", "--report", "r.html"]) == 0
+    assert run(["sweep", "tiny.py", *arguments, "--tracking-uri", "sqlite:///x.db", "--report", "r.html", "--register"]) == 0
     given = called.arguments
     assert given.pop("settings").home.name == ".toolkit"
     assert given.pop("progress").line() == ""
@@ -182,14 +182,16 @@ def test_what_the_verb_gets(called, capfd):
         "data": Path("d.csv"),
         "tracking_uri": "sqlite:///x.db",
         "report": Path("r.html"),
+        "register": True,
+        "source": str(Path("tiny.py").resolve()),
     }
 
 
 def test_defaults(called):
     assert run(["sweep", "tiny.py"]) == 0
-    given = {name: value for name, value in called.arguments.items() if name not in ("settings", "progress")}
+    given = {name: value for name, value in called.arguments.items() if name not in ("settings", "progress", "source")}
     expected = {"protocol": "honest", "cluster": "auto", "resume": False, "study": None, "data": None, "tracking_uri": None, "report": None}
-    expected |= {"spark_master": None, "spark_conf": {}}
+    expected |= {"spark_master": None, "spark_conf": {}, "register": False}
     assert given == expected
     assert called.experiment.sweep.num_trials == 50
 
@@ -365,7 +367,7 @@ def commands():
 def test_the_flags_of_sweep_are_those_of_the_design():
     """A new knob is a field of the experiment, not a flag."""
     flags = {option for param in commands()["sweep"].params if param.param_type_name == "option" for option in param.opts}
-    known = "trials concurrency cluster spark-master spark-conf timeout-s seed resume study data protocol tracking-uri report set json"
+    known = "trials concurrency cluster spark-master spark-conf timeout-s seed resume study data protocol tracking-uri report register set json"
     assert flags == {f"--{name}" for name in known.split()}
 
 

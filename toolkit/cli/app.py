@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolkit.cli import doctor, sweep, train
+from toolkit.cli import doctor, explore, models, new, promote, sweep, train
 from toolkit.cli.output import seal_stdout, show_warnings
 from toolkit.core.errors import SweepInterrupted, UserError
 
@@ -40,8 +40,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("doctor")(doctor.doctor)
+app.command("new")(new.new)
+app.command("explore")(explore.explore)
 app.command("sweep")(sweep.sweep)
 app.command("train")(train.train)
+app.command("models")(models.models)
+app.command("promote")(promote.promote)
+app.command("rollback")(models.rollback)
 
 
 def _show_version(wanted: bool) -> None:

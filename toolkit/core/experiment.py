@@ -215,7 +215,7 @@ class Experiment:
     """One modelling problem.
 
     Attributes:
-        space: what a sweep searches; empty: the model can be trained, not searched.
+        space: what a sweep searches; None: the model can be trained, not searched.
         metric: what it improves; with two entries a sweep searches a Pareto front, without scheduler.
         baseline: what `toolkit train --baseline` fits; None: a predictor of the mean, and XGBoost with its defaults.
         calibration: of a binary model's probabilities, on validation rows, before the threshold is chosen.
@@ -243,9 +243,9 @@ class Experiment:
     def _check(self) -> Experiment:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", self.name):
             raise ExperimentError("name: lower-case letters, digits, '-' and '_', at most 63", got=repr(self.name))
-        if not isinstance(self.space, Mapping) and not callable(self.space):
+        if self.space is not None and not isinstance(self.space, Mapping) and not callable(self.space):
             raise ExperimentError("space: a mapping or a function of a trial", got=type(self.space).__name__)
-        if self.space != {}:
+        if self.space is not None:
             check_space(self.space)
         for number, point in enumerate(self.points_to_evaluate):
             check_point(self.space, point, f"points_to_evaluate[{number}]")
