@@ -51,19 +51,39 @@ def fit_and_test(
             got=f"{type(error).__name__}: {error}",
             next_step="correct the experiment's functions, and go on with --resume",
         ) from error
-    return judged(experiment, protocol, split, classes, final)
+    return judged_on(split, experiment, protocol, classes, final)
+
+
+def judged_on(
+    split: SplitData, experiment: Experiment, protocol: Protocol, classes: tuple[Any, ...] | None, final: FinalModel
+) -> tuple[FinalModel, Evaluation]:
+    """`judged` with the parts of a split."""
+    from toolkit.core.data import concatenate, take
+
+    validation = concatenate([split.trial.fold(number)[1] for number in range(len(split.trial.folds))])
+    fitted_rows = slice(None) if final.refitted else split.trial.folds[-1][0]
+    final = replace(final, fitted_prediction=final.fitted_prediction[fitted_rows])
+    return judged(experiment, protocol, classes, final, validation, split.test, take(split.trial.rows, fitted_rows))
 
 
 def judged(
-    experiment: Experiment, protocol: Protocol, split: SplitData, classes: tuple[Any, ...] | None, final: FinalModel
+    experiment: Experiment,
+    protocol: Protocol,
+    classes: tuple[Any, ...] | None,
+    final: FinalModel,
+    validation: Part,
+    test: Part,
+    fitted: Part,
 ) -> tuple[FinalModel, Evaluation]:
-    """Calibrate, choose the threshold, and take the figures of all parts."""
-    from toolkit.core.data import take
+    """Calibrate, choose the threshold, and take the figures of all parts, whose rows are those of the predictions in `final`.
+
+    Only labels, weights and groups of the parts are looked at, not features.
+    """
     from toolkit.core.evaluation import Evaluation
     from toolkit.engines.portable_model import calibrate
     from toolkit.engines.sklearn_evaluation import choose_threshold, evaluate
 
-    task, calibration, threshold = split.trial.task, None, None
+    task, calibration, threshold = experiment.model.task, None, None
     label, prediction = final.validation_label, final.validation_prediction
     if label is not None and prediction is not None:
         if experiment.calibration is not None:
@@ -86,29 +106,19 @@ def judged(
         cut = threshold.value if threshold else 0.5
         return evaluate(task, part.label, predicted, known, weight=part.weight, group=part.group, threshold=cut)
 
-    validation_part = _validation_part(split)
-    fitted_rows = slice(None) if final.refitted else split.trial.folds[-1][0]
-    fitted_part = take(split.trial.rows, fitted_rows)
     return final, Evaluation(
         task=task,
         classes=classes,
-        label=split.test.label,
+        label=test.label,
         prediction=final.test_prediction,
-        metrics=figures(split.test, final.test_prediction),
+        metrics=figures(test, final.test_prediction),
         threshold=threshold,
         importances=final.importances,
         num_rounds=final.num_rounds,
-        validation_metrics={} if prediction is None else figures(validation_part, prediction),
-        fitted_metrics=figures(fitted_part, final.fitted_prediction[fitted_rows]),
+        validation_metrics={} if prediction is None else figures(validation, prediction),
+        fitted_metrics=figures(fitted, final.fitted_prediction),
         calibration=calibration,
     )
-
-
-def _validation_part(split: SplitData) -> Part:
-    """The validation rows of all folds, one after the other, as the trainers predict them."""
-    from toolkit.core.data import concatenate
-
-    return concatenate([split.trial.fold(number)[1] for number in range(len(split.trial.folds))])
 
 
 def _known(experiment: Experiment) -> list[str]:

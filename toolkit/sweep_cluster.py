@@ -141,6 +141,21 @@ class TrialCluster:
             self._connection = build.connect_ray(self._settings.ray_address, experiment.cluster)
         stack.callback(self._connection.stop)
 
+    def connection(self) -> RayConnection:
+        """The Ray that `start` began to start, ready.
+
+        Raises:
+            ClusterError: it does not start.
+        """
+        assert self._connection is not None, "start() comes first, and not in this process"
+        self.start_s = self._connection.wait().start_s
+        return self._connection
+
+    @property
+    def num_spark_hosts(self) -> int:
+        """Of the executors; 0 without Spark."""
+        return len({executor.host for executor in self._spark.executors}) if self._spark is not None else 0
+
     def runner(self, protocol: SweepProtocol, data: TrialData) -> Runner:
         """What executes trials; waits until Ray is ready.
 

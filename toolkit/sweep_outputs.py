@@ -94,14 +94,14 @@ def publish(
 def _log_model(
     result: SweepResult, final: FinalModel, loaded: LoadedData, split: SplitData, tracker: MlflowTracker
 ) -> tuple[str, Mapping[str, Any] | None]:
-    from toolkit.core.model_spec import package
+    from toolkit.core.model_spec import FittedRows, package
 
     assert result.best is not None and result.evaluation is not None
     packed = package(
         result.experiment,
         result.protocol,
         loaded,
-        split,
+        FittedRows.of(loaded, split),
         final,
         result.evaluation,
         params=result.best.params,

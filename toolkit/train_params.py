@@ -27,22 +27,28 @@ class ChosenParams:
     best_iteration: int | None = None
 
 
-def choose_params(experiment: Experiment, protocol: Protocol, wanted: str, data_sha256: str, settings: Settings) -> ChosenParams:
-    """Args:
-        wanted: `best` (of the newest finished study of this experiment and protocol), `best:STUDY`, or a JSON or YAML file.
+def final_params(experiment: Experiment, protocol: Protocol, wanted: str, data_sha256: str | None, settings: Settings) -> ChosenParams:
+    """The parameters of the model for use.
+
+    Args:
+        wanted: `best` (of the newest finished study of this experiment and protocol), `best:STUDY`, or a JSON or YAML file. Without a space
+            `best` is the model as the experiment has it.
+        data_sha256: of the rows that will be fitted; None where that is not known yet.
 
     Raises:
         StudyError: no such study, none finished, or one of another experiment.
         ExperimentError: the file holds a name or a value that the space does not.
         UserError: the file cannot be read.
     """
+    if experiment.space is None and wanted == "best":
+        return ChosenParams("the experiment")
     if wanted == "best" or wanted.startswith("best:"):
         _, _, study = wanted.partition(":")
         return _best(experiment, protocol, study or None, data_sha256, settings)
     return ChosenParams(wanted, _from_file(experiment, Path(wanted).expanduser()))
 
 
-def _best(experiment: Experiment, protocol: Protocol, study: str | None, data_sha256: str, settings: Settings) -> ChosenParams:
+def _best(experiment: Experiment, protocol: Protocol, study: str | None, data_sha256: str | None, settings: Settings) -> ChosenParams:
     from toolkit.core.study import best_record
     from toolkit.engines.optuna_study import Journal, OptunaStudy
     from toolkit.engines.study_store import finished_study
@@ -50,11 +56,11 @@ def _best(experiment: Experiment, protocol: Protocol, study: str | None, data_sh
     folder = finished_study(settings.home, study or f"{experiment.name}-{protocol}", settings.state_uri, is_exact=study is not None)
     found = OptunaStudy(folder.name, experiment, Journal(folder.journal))
     was: Mapping[str, str] = found.attributes.get("fingerprint", {})
-    now = {**experiment.fingerprint(protocol), "data.sha256": data_sha256}
+    now = experiment.fingerprint(protocol)
     # What the parameters mean must be the same; on other rows they may be fitted again, that is what a retraining does.
     binding = ("protocol", "space", "model", "metric")
     check_fingerprint(folder.name, _only(was, binding), _only(now, binding))
-    if was.get("data.sha256") != data_sha256:
+    if data_sha256 is not None and was.get("data.sha256") != data_sha256:
         _logger.warning("study %s searched other rows than those that are fitted now", folder.name)
     best = best_record(found.records(), experiment.metrics[0].direction)
     if best is None:

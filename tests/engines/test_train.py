@@ -73,7 +73,7 @@ def clients(num: int = 1200) -> pd.DataFrame:
 
 
 def experiment(load: Any, label: str, model: Any, metric: Metric, **more: Any) -> Experiment:
-    space = {"max_depth": Int(2, 6), "learning_rate": Float(0.05, 0.5)} if isinstance(model, XGBoost) else {}
+    space = {"max_depth": Int(2, 6), "learning_rate": Float(0.05, 0.5)} if isinstance(model, XGBoost) else None
     dataset = more.pop("dataset", Dataset(load=load, label=label))
     return Experiment(
         name="case", dataset=dataset, model=model, space=space, metric=metric, sweep=Sweep(num_trials=2), split=Split(seed=3), **more

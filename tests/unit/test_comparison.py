@@ -144,7 +144,7 @@ def test_rows_of_one_group_are_drawn_together() -> None:
 
 
 def test_a_class_too_rare_to_be_drawn_gives_no_bound() -> None:
-    rows, better, worse = problem("binary", weighted=False)
+    _, better, worse = problem("binary", weighted=False)
     label = np.zeros(NUM)
     label[7] = 1
     result = compare("auc", Rows("binary", label), better, worse, metric_of)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolkit.cli import doctor, explore, models, new, promote, sweep, train
+from toolkit.cli import cleanup, doctor, explore, models, new, promote, sweep, train
 from toolkit.cli.output import seal_stdout, show_warnings
 from toolkit.core.errors import SweepInterrupted, UserError
 
@@ -47,6 +47,7 @@ app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("promote")(promote.promote)
 app.command("rollback")(models.rollback)
+app.command("cleanup")(cleanup.cleanup)
 
 
 def _show_version(wanted: bool) -> None:

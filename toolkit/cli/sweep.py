@@ -33,7 +33,7 @@ def _names(of: type[StrEnum]) -> str:
     return "|".join(of)
 
 
-def _at_least_one(value: int | None) -> int | None:
+def at_least_one(value: int | None) -> int | None:
     if value is not None and value < 1:
         raise typer.BadParameter(f"must be at least 1, got {value}")
     return value
@@ -60,10 +60,10 @@ def check_settings(values: list[str] | None) -> list[str]:
 
 def sweep(
     experiment: Annotated[str, typer.Argument(metavar="EXP", help="wine-quality, path/to/file.py[:function] or package.module:function.")],
-    trials: Annotated[int | None, typer.Option(callback=_at_least_one, metavar="N", help="Trials in all [sweep.num_trials].")] = None,
+    trials: Annotated[int | None, typer.Option(callback=at_least_one, metavar="N", help="Trials in all [sweep.num_trials].")] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(callback=_at_least_one, metavar="N", help="Trials at once [sweep.concurrency]; default: as many as there are slots."),
+        typer.Option(callback=at_least_one, metavar="N", help="Trials at once [sweep.concurrency]; default: as many as there are slots."),
     ] = None,
     cluster: Annotated[
         ClusterName, typer.Option(metavar=_names(ClusterName), help="In this process, on local Ray, or on Spark.")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.output import answer_stream, write_json, write_rows
-from toolkit.cli.sweep import ProtocolName, check_settings
+from toolkit.cli.spark import SparkConf, SparkMaster, conf_of
+from toolkit.cli.sweep import ClusterName, ProtocolName, at_least_one, check_settings
 
 if TYPE_CHECKING:
     from toolkit.core.training import TrainedModel, TrainResult
@@ -24,6 +25,17 @@ def train(
         str | None,
         typer.Option(metavar="best|best:STUDY|FILE", help="Of the newest finished study (default), of one by name, or JSON or YAML."),
     ] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="XGBoost by Ray Train, over rows that no single process holds [training.*].")
+    ] = False,
+    num_workers: Annotated[
+        int | None, typer.Option(callback=at_least_one, metavar="N", help="Processes that share the rows [training.num_workers].")
+    ] = None,
+    cluster: Annotated[
+        ClusterName, typer.Option(metavar="auto|local|spark", help="Where the Ray of --distributed runs.")
+    ] = ClusterName.AUTO,
+    spark_master: SparkMaster = None,
+    spark_conf: SparkConf = None,
     register: Annotated[
         bool, typer.Option("--register", help="Make it a version of the registered model, with the alias challenger.")
     ] = False,
@@ -48,18 +60,25 @@ def train(
     """
     if baseline and params is not None:
         raise typer.BadParameter("--baseline and --params exclude each other: a baseline has its own parameters")
+    if not distributed and (num_workers or spark_master or spark_conf or cluster is not ClusterName.AUTO):
+        raise typer.BadParameter("--num-workers, --cluster, --spark-master and --spark-conf are for --distributed")
     with answer_stream() as answer:
         from toolkit.cli.progress import Progress
         from toolkit.core.recipes import load_experiment, override, source_of
         from toolkit.settings import Settings
         from toolkit.train import train as run_train
 
-        chosen = override(load_experiment(experiment), set_ or [])
+        flags = [f"training.num_workers={num_workers}"] if num_workers else []
+        chosen = override(load_experiment(experiment), [*(set_ or []), *flags])
         with Progress() as progress:
             result = run_train(
                 chosen,
                 baseline=baseline,
                 params=params or "best",
+                distributed=distributed,
+                cluster=cluster.value,
+                spark_master=spark_master,
+                spark_conf=conf_of(spark_conf),
                 protocol=protocol.value,
                 register=register,
                 source=source_of(experiment),

@@ -51,7 +51,7 @@ def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task
     refuse_names([name for name in dataset.categorical if name not in names], f"dataset.categorical: no such feature in {where}")
     _check_key(frame, dataset.key)
     label, classes = _label(frame[dataset.label], task, like.classes if like else None, constant_is_wrong=like is None)
-    known = {name: _categories(frame[name]) for name in dataset.categorical} if like is None else like.categories
+    known = {name: categories_of(frame[name]) for name in dataset.categorical} if like is None else like.categories
     features = encode_features(frame, {name: known.get(name) for name in names})
     weight = _weight(frame[dataset.weight]) if dataset.weight else None
     group = _group(frame[dataset.group]) if dataset.group else None
@@ -158,7 +158,7 @@ def encode_features(frame: pd.DataFrame, features_of: Mapping[str, Sequence[Any]
     return features
 
 
-def _categories(column: pd.Series[Any]) -> tuple[Any, ...]:
+def categories_of(column: pd.Series[Any]) -> tuple[Any, ...]:
     """The values of a categorical feature, sorted."""
     what = f"feature {column.name!r} in dataset.categorical"
     found = {_plain(value) for value in column.dropna().unique()}
@@ -225,6 +225,18 @@ def _label(
     if task == "ranking" and (values < 0).any():
         raise DataError(f"{what}: a relevance is 0 or more", got=f"{values.min():g}", next_step="shift the label")
     return values + np.float32(0.0), None
+
+
+def classes_of(values: pd.Series[Any], task: Task) -> tuple[Any, ...]:
+    """The classes of a label from its values, sorted.
+
+    Raises:
+        DataError: fewer than two, or values that are no classes of this task.
+    """
+    if len(values) < 2:
+        got = _shown(_plain(values.iloc[0])) if len(values) else "none"
+        raise DataError(f"label {values.name!r}: needs at least two values", got=got, next_step="check dataset.label")
+    return _classes(values, f"label {values.name!r}", task, None)[1]
 
 
 def _classes(column: pd.Series[Any], what: str, task: Task, classes: tuple[Any, ...] | None) -> tuple[Floats, tuple[Any, ...]]:

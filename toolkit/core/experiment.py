@@ -173,6 +173,8 @@ class Training:
         checkpoint_every: boosting rounds between two checkpoints; a lost worker costs at most so many rounds.
         storage_path: a folder that all nodes of the cluster see, for rows and checkpoints; None: in TOOLKIT_HOME, on a single node only.
         max_failures: how often the training goes on from its checkpoint after a worker was lost.
+        gather_gib: a table up to this size as float32 is gathered here and divided as a sweep divides it; a larger one never is: its rows
+            go from Parquet to Parquet, into parts by their hashes.
     """
 
     num_workers: PositiveInt = 2
@@ -180,6 +182,7 @@ class Training:
     checkpoint_every: PositiveInt = 25
     storage_path: str | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
+    gather_gib: Annotated[float, Field(ge=0.0)] = 2.0
 
 
 @dataclass(frozen=True, config=FROZEN)

@@ -59,8 +59,9 @@ class Column:
         num_distinct: different values, a missing one not counted.
         top_value, top_share: the most frequent value, None for a missing one, and its share of all rows.
         mean … max: of the values that are there and finite. Times are seconds since 1970, UTC.
-        strength: how well the column alone tells the label, in `measure`; None where too few rows have a value. Only rows with a value count.
-            Categories are scored by their label's mean, each half of the rows with the means of the other half.
+        strength: how well the column alone tells the label, in `measure`, on rows that have a value; None with too few of them. Categories
+            are scored by their label's mean, each half of the rows with the means of the other half.
+        missing_by_group: (k,) rows of each label group without a value; empty where it is not compared with the label.
         missing_strength: how well it tells the label that the value is missing; None where too few are, or too few are not.
     """
 
@@ -88,6 +89,7 @@ class Column:
     boxes: tuple[Box, ...] = ()
     measure: Measure | None = None
     strength: float | None = None
+    missing_by_group: tuple[int, ...] = ()
     missing_strength: float | None = None
 
 

@@ -103,6 +103,12 @@ class Gate:
         return re.sub(r"[^\w.@-]+", "_", name)
 
     @property
+    def asks(self) -> str:
+        """The rule in words."""
+        words = {"at_least": "at least", "at_most": "at most", "no_worse_than_champion_by": "may lose"}[self.rule]
+        return f"{words} {self.limit:g}" + (f" in each {self.by}" if self.by else "")
+
+    @property
     def demands_quality(self) -> bool:
         """Whether it asks for a metric of its own, without a champion: a first promotion needs at least one such gate."""
         if self.metric in COSTS or self.rule == "no_worse_than_champion_by":
@@ -138,6 +144,7 @@ class GateResult:
         reason: one sentence for a person; of a gate that raised, the exception's type and text.
         observed, champion: the two models' figures, with slices the worst one; limit: what the gate asks for; bound: the lower one-sided
             95 % bound of challenger - champion. None where there is none.
+        asks: the rule in words; empty for the gates that every promotion has.
         override_reason: why somebody let the model by.
     """
 
@@ -149,10 +156,12 @@ class GateResult:
     limit: float | None = None
     bound: float | None = None
     slices: tuple[SliceResult, ...] = ()
+    asks: str = ""
     override_reason: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"status": self.status.value}
+        fields = asdict(self) | {"status": self.status.value}
+        return {"gate": fields.pop("name"), **fields}
 
 
 # ---- gates that every promotion has

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from toolkit.core.data import LoadedData, SplitData
+from toolkit.core.data import Floats, LoadedData, SplitData
 from toolkit.core.evaluation import Evaluation
 from toolkit.core.experiment import Experiment, Protocol
 from toolkit.core.profile import reference_profile
@@ -48,11 +48,32 @@ class ModelPackage:
     is_native: bool
 
 
+@dataclass(frozen=True)
+class FittedRows:
+    """The rows that the model for use is fitted on.
+
+    Attributes:
+        profiled: (n, d) features, all of them or a sample.
+        hashes, keys: sorted, of all of them; keys None without `dataset.key`.
+    """
+
+    profiled: Floats
+    hashes: Hashes
+    keys: Hashes | None
+    split_description: str
+
+    @classmethod
+    def of(cls, loaded: LoadedData, split: SplitData) -> FittedRows:
+        fitted = loaded.features[split.fitted_rows]
+        keys = None if loaded.keys is None else np.sort(key_hashes(loaded.keys[split.fitted_rows]))
+        return cls(fitted, np.sort(row_hashes(fitted)), keys, split.description)
+
+
 def package(
     experiment: Experiment,
     protocol: Protocol,
     loaded: LoadedData,
-    split: SplitData,
+    rows: FittedRows,
     final: FinalModel,
     evaluation: Evaluation,
     *,
@@ -61,10 +82,13 @@ def package(
     versions: Mapping[str, str],
     git_commit: str,
 ) -> ModelPackage:
-    """Put together what the model for use needs to know. `params` are those that were searched or given, `study` where they came from."""
+    """Put together what the model for use needs to know.
+
+    Of `loaded` only what it says of the columns and of its source is read. `params` are those that were searched or given, `study` where
+    they came from.
+    """
     model = experiment.model
     assert final.payload is not None and model.kind in MODEL_FILES
-    fitted = loaded.features[split.fitted_rows]
     metrics = {"train": evaluation.fitted_metrics, "validation": evaluation.validation_metrics, "test": evaluation.metrics}
     spec = {
         "format": FORMAT,
@@ -89,13 +113,13 @@ def package(
         "calibration": None if evaluation.calibration is None else dict(evaluation.calibration),
         "protocol": protocol,
         "data": asdict(loaded.source),
-        "split": asdict(experiment.split) | {"description": split.description},
+        "split": asdict(experiment.split) | {"description": rows.split_description},
         "study": study,
         "params": {name: _json_value(value) for name, value in params.items()},
         "metrics": {part: {name: _json_value(value) for name, value in figures.items()} for part, figures in metrics.items()},
         "importances": {name: float(value) for name, value in final.importances.items()},
-        "training_rows": {"num_rows": len(fitted), "has_keys": loaded.keys is not None},
-        "reference_profile": reference_profile(fitted, loaded.feature_names, loaded.categories, final.validation_prediction),
+        "training_rows": {"num_rows": len(rows.hashes), "has_keys": rows.keys is not None},
+        "reference_profile": reference_profile(rows.profiled, loaded.feature_names, loaded.categories, final.validation_prediction),
         "versions": dict(versions),
         "git_commit": git_commit,
         "trained_unix_s": time.time(),
@@ -103,15 +127,14 @@ def package(
     return ModelPackage(
         spec=spec,
         payload=final.payload,
-        row_hashes=np.sort(row_hashes(fitted)),
-        keys=None if loaded.keys is None else np.sort(key_hashes(loaded.keys[split.fitted_rows])),
-        example=_example(loaded, split),
+        row_hashes=rows.hashes,
+        keys=rows.keys,
+        example=_example(loaded, rows.profiled[:NUM_EXAMPLE_ROWS]),
         is_native=model.kind == "xgboost" and evaluation.calibration is None and not loaded.categories,
     )
 
 
-def _example(loaded: LoadedData, split: SplitData) -> pd.DataFrame:
-    rows = split.trial.rows.features[:NUM_EXAMPLE_ROWS]
+def _example(loaded: LoadedData, rows: Floats) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for number, name in enumerate(loaded.feature_names):
         values = rows[:, number].astype(np.float64)

@@ -73,8 +73,8 @@ def tell(path: Path, how: CsvFormat) -> None:
         )
 
 
-def parse(path: Path, how: CsvFormat, source: Path | io.StringIO, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """`source`, written as `how` says, as a frame; of a long file perhaps only some `columns`. `path` is for messages.
+def parse(path: Path, how: CsvFormat, source: Path | io.StringIO, columns: Sequence[str] | Sequence[int] | None = None) -> pd.DataFrame:
+    """`source`, written as `how` says, as a frame; of a long file perhaps only some `columns`, by name or place. `path` is for messages.
 
     Raises:
         DataError: a row has too many cells, or quotes do not close.

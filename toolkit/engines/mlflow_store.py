@@ -108,7 +108,7 @@ class MlflowStore:
         self.num_calls = 0
         self._lock = threading.Lock()
         if self.uri.startswith("sqlite:///"):
-            _check_sqlite(self.uri)
+            check_sqlite(self.uri)
         try:
             store = _stores._get_store(self.uri)
         except Exception as error:
@@ -254,8 +254,12 @@ def context_tags() -> dict[str, str]:
     return {key: str(value) for key, value in resolve_tags().items() if value is not None}
 
 
-def _check_sqlite(uri: str) -> None:
-    """Whether the file can be made, read and written: MLflow itself would try ten times, for more than a minute."""
+def check_sqlite(uri: str) -> None:
+    """Whether the file can be made, read and written: MLflow itself would try ten times, for more than a minute.
+
+    Raises:
+        TrackingError: it cannot.
+    """
     path = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +300,7 @@ def told(call: Callable[[], Result]) -> Result:
     try:
         return call()
     except MlflowException as error:
-        status = http_status(error)
+        status = _http_status(error)
         if 400 <= status < 500 and status not in TRANSIENT_HTTP:
             raise Refused(brief(error), error.error_code) from error
         raise Unanswered(brief(error), status) from error
@@ -304,7 +308,7 @@ def told(call: Callable[[], Result]) -> Result:
         raise Unanswered(brief(error)) from error
 
 
-def http_status(error: Any) -> int:
+def _http_status(error: Any) -> int:
     return int(getattr(error, "http_status", None) or error.get_http_status_code())
 
 

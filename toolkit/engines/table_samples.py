@@ -6,6 +6,7 @@ written by `toolkit new` must get right (the label's values, a key that is uniqu
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,12 @@ def sample_table(name: str | Path) -> TableSample:
     elif path.is_file() and path.stat().st_size > WHOLE_CSV_BYTES and dataset is None:
         sample = _sample_csv(path)
     else:
-        frame = read_table(name)
+        # What is guessed of a CSV file is told when the new experiment is checked, which reads it again.
+        how = csv_format(path) if dataset is None and path.is_file() and path.stat().st_size else None
+        frame = read_table(name) if how is None else parse(path, how, path)
         index_name = frame.index.names[0] if frame.index.nlevels == 1 and isinstance(frame.index.names[0], str) else None
         frame = frame.reset_index(drop=index_name is None or index_name in frame.columns)
         frame.columns = pd.Index([str(column) for column in frame.columns])
-        how = csv_format(path) if path.is_file() and dataset is None else None
         sample = TableSample(frame, len(frame), "CSV" if how else _kind(path), how, index_name)
     if not sample.num_rows:
         raise DataError("data: needs rows", got=f"0 rows in {name}", next_step="check the table")
@@ -96,19 +98,25 @@ def _dataset(path: Path) -> ds.Dataset | None:
     """The table's files, unread; None where it has none, or where `read_table` says what is wrong with them."""
     try:
         if (path / "_delta_log").is_dir():
-            import deltalake
-
-            return deltalake.DeltaTable(path).to_pyarrow_dataset()
+            return _delta_dataset(path)
         if path.is_dir():
             return ds.dataset(path, format="parquet", partitioning="hive") if next(path.rglob("*.parquet"), None) else None
         with path.open("rb") as file:
             return ds.dataset(path, format="parquet") if file.read(4) == b"PAR1" else None
-    except (OSError, ImportError, pa.ArrowException):
+    except (OSError, pa.ArrowException):
         return None
-    except Exception as error:  # deltalake's have no base that can be named without it
-        if type(error).__module__.partition(".")[0] in ("deltalake", "_internal"):
-            return None
-        raise
+
+
+def _delta_dataset(path: Path) -> ds.Dataset | None:
+    if importlib.util.find_spec("deltalake") is None:
+        return None
+    import deltalake
+    from deltalake.exceptions import DeltaError
+
+    try:
+        return deltalake.DeltaTable(path).to_pyarrow_dataset()
+    except DeltaError:
+        return None
 
 
 def _sample_dataset(path: Path, dataset: ds.Dataset) -> TableSample:
@@ -116,7 +124,7 @@ def _sample_dataset(path: Path, dataset: ds.Dataset) -> TableSample:
     try:
         groups = [group for fragment in dataset.get_fragments() for group in fragment.split_by_row_group()]
         chosen = [groups[place] for place in np.unique(np.linspace(0, len(groups) - 1, ROW_GROUPS).round().astype(int))]
-        num_chosen = sum(group.count_rows() for group in chosen)
+        num_chosen = sum(group.row_groups[0].num_rows for group in chosen)  # count_rows() would be the whole file's
         step = max(1, num_chosen // max(1, min(SAMPLE_ROWS, WHOLE_CELLS // len(dataset.schema))))
         parts = []
         for group in chosen:
@@ -135,5 +143,5 @@ def _sample_dataset(path: Path, dataset: ds.Dataset) -> TableSample:
 def _sample_csv(path: Path) -> TableSample:
     how = csv_format(path)
     tell(path, how)
-    num_rows = len(parse(path, how, path, how.header[:1]))
+    num_rows = len(parse(path, how, path, [0]))
     return TableSample(sample_csv(path, how, CSV_BLOCKS), num_rows, "CSV", how, None, path)

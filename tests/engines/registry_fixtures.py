@@ -1,0 +1,107 @@
+"""Registries with tiny models in them: MLflow's embedded database, and a server over one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import LoggedModelStatus
+
+from tests.engines.conftest import MlflowServer
+from toolkit.core.registry import ModelVersion
+from toolkit.engines.mlflow_registry import Registry
+from toolkit.engines.mlflow_store import MlflowStore
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Place:
+    """A tracking server or database with its registry, and a model name of the test's own."""
+
+    uri: str
+    folder: Path
+    name: str
+
+    def registry(self, kind: type[Registry] = Registry) -> Registry:
+        return kind(self.uri)
+
+    def log_model(self, text: str = "") -> tuple[str, str]:
+        """A finished run with a logged model of two files. Its id, and `models:/m-…`."""
+        text = text or f"model {next(_numbers)}"
+        store = MlflowStore(self.uri)
+        run_id = store.create_run(store.experiment_id("registry-tests"), text, 1_700_000_000_000, {})
+        logged: Any = store.call(
+            "create_logged_model", store.experiment_id("registry-tests"), name="model", source_run_id=run_id, tags=[], params=[]
+        )
+        folder = self.folder / uuid.uuid4().hex
+        (folder / "toolkit_model").mkdir(parents=True)
+        (folder / "MLmodel").write_text(
+            f"artifact_path: {logged.artifact_location}\nflavors: {{}}\nmodel_id: {logged.model_id}\nrun_id: {run_id}\n"
+            "utc_time_created: '2026-03-01 12:00:00'\nmlflow_version: 3.8.1\nmodel_uuid: x\n"
+        )
+        (folder / "toolkit_model" / "model.bin").write_text(text)
+        mlflow.MlflowClient(tracking_uri=self.uri).log_model_artifacts(logged.model_id, str(folder))
+        store.call("finalize_logged_model", logged.model_id, LoggedModelStatus.READY)
+        store.update_run(run_id, "FINISHED", 1_700_000_001_000)
+        return run_id, f"models:/{logged.model_id}"
+
+    def register(self, **tags: str) -> ModelVersion:
+        """A new version, and the challenger."""
+        run_id, model_uri = self.log_model()
+        return self.registry().create_version(self.name, model_uri, run_id=run_id, description="a test's", tags=tags)
+
+    def aliases(self) -> dict[str, int]:
+        return dict(self.registry().model(self.name).aliases)
+
+    def left_over(self) -> list[str]:
+        """Tags of promotions that are not done."""
+        return [key for key in self.registry().model(self.name).tags if re.match(r"toolkit\.(promotion|intent)\.", key)]
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's embedded database, made once: that takes seconds."""
+    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    Registry(f"sqlite:///{path}", create=True)
+    return path
+
+
+@pytest.fixture(params=["embedded", "server"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)  # an embedded store puts its artifacts there
+    if request.param == "embedded":
+        uri = f"sqlite:///{request.getfixturevalue('database')}"
+    else:
+        uri = request.getfixturevalue("mlflow_server").uri
+    return Place(uri, tmp_path / "models", f"wine_{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def served(mlflow_server: MlflowServer, tmp_path: Path) -> Place:
+    return Place(mlflow_server.uri, tmp_path / "models", f"wine_{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def embedded(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)
+    return Place(f"sqlite:///{database}", tmp_path / "models", f"wine_{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def other_place(tmp_path: Path) -> Iterator[Callable[[], Place]]:
+    """Another registry, of a database of its own."""
+
+    def make() -> Place:
+        uri = f"sqlite:///{tmp_path}/other.db"
+        Registry(uri, create=True)
+        return Place(uri, tmp_path / "other-models", f"prod_{uuid.uuid4().hex[:8]}")
+
+    yield make

@@ -1,0 +1,348 @@
+"""The way to the champion's place: a challenger is judged against the champion on rows that neither has seen, and the aliases move only if
+every gate lets it by.
+
+`promote(model)` is the Python API and what `toolkit promote` calls. What the gates ask is in `promote_evidence`, what they say in
+`core.judging`, the moving in `champion`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.core.errors import ExperimentError, RegistryError, UserError
+from toolkit.core.experiment import Experiment
+from toolkit.core.gates import COSTS, check_overrides, may_promote, overridden
+from toolkit.core.recipes import load_experiment, override
+from toolkit.core.registry import (
+    CHALLENGER,
+    CHAMPION,
+    COPIED_FROM,
+    EXPERIMENT_SOURCE_TAG,
+    EXPERIMENT_TAG,
+    parse_model,
+)
+from toolkit.settings import Settings
+
+if TYPE_CHECKING:
+    from toolkit.core.promotion_result import PromotionResult
+    from toolkit.core.registry import ModelReference, ModelVersion
+    from toolkit.promote_evidence import Candidate, Evidence
+    from toolkit.sweep_control import Progress
+
+
+def promote(
+    model: str,
+    *,
+    experiment: Experiment | str | None = None,
+    changes: Sequence[str] = (),
+    holdout: str | None = None,
+    data: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+    from_registry: str | None = None,
+    to_registry: str | None = None,
+    stages: bool = False,
+    tracking_uri: str | None = None,
+    report: Path | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> PromotionResult:
+    """Judge a challenger by every gate of its experiment, and make it the champion if all let it by.
+
+    The gates are those that the experiment has now. Where no experiment is given it is the recipe that the version's tags name or, if that
+    lies in the working directory, the file it was registered from: the word of a registry makes no other code run here.
+
+    Args:
+        model: a registered name (`@challenger`), `name@alias` or `name/version`.
+        experiment: itself, or how it is named on the command line. changes: `PATH=VALUE`, of anything but its gates.
+        holdout: a table to judge on, in place of the experiment's own hold-out or test part.
+        data: file or folder in place of the experiment's own source.
+        overrides: gate -> why it may be failed. What passed stays passed; fallback data and a missing hold-out never pass.
+        from_registry, to_registry: the challenger is in the one, and becomes champion in the other, by a copy.
+        stages: legacy stages follow.
+        report: where the HTML goes; default `TOOLKIT_HOME/reports/MODEL-VERSION-promotion.html`.
+
+    Returns:
+        the judgement; `is_promoted` says whether the champion has moved. Where no challenger waits, or it is champion already, nothing is
+        judged.
+
+    Raises:
+        UserError: it could not be judged, or the aliases could not be moved. They are where they were, or the message says how to go on.
+    """
+    from toolkit.sweep_control import Unwatched
+
+    settings = settings or Settings.read()
+    if any(re.match(r"\s*gates\b", change) for change in changes):
+        raise ExperimentError(
+            "--set: the gates are the experiment's own",
+            got=", ".join(changes),
+            next_step="edit the experiment, or --override GATE --reason TEXT",
+        )
+    if isinstance(experiment, Experiment):
+        experiment = override(experiment, changes)
+    asked = _Asked(
+        parse_model(model), experiment, tuple(changes), holdout, data, dict(overrides or {}), from_registry, to_registry, stages, report
+    )
+    return _Promotion(asked, tracking_uri or settings.tracking_uri, settings, progress or Unwatched()).execute()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    reference: ModelReference
+    experiment: Experiment | str | None
+    changes: tuple[str, ...]
+    holdout: str | None
+    data: Path | None
+    overrides: Mapping[str, str]
+    from_registry: str | None
+    to_registry: str | None
+    stages: bool
+    report: Path | None
+
+
+class _Promotion:
+    """One call of `promote`: its parts in the order in which they happen."""
+
+    def __init__(self, asked: _Asked, tracking_uri: str | None, settings: Settings, progress: Progress) -> None:
+        self.asked = asked
+        self.tracking_uri = tracking_uri
+        self.settings = settings
+        self.progress = progress
+        self.began, self.began_unix_s = time.perf_counter(), time.time()
+
+    def execute(self) -> PromotionResult:
+        from toolkit.champion import recover
+
+        self.progress.phase("looking at the registry")
+        self._open_registries()
+        if self.asked.stages:
+            self.target.check_stages()
+        recovered = recover(self.target, self.name, by=self.settings.user) if self.is_in_target else ()
+        self.recovered = "; ".join(map(str, recovered))
+        self.champion = self.target.by_alias(self.name, CHAMPION) if self.is_in_target else None
+        challenger = self._find_challenger()
+        if challenger is None or self._is(challenger, self.champion):
+            assert self.champion is not None
+            return self._nothing_to_do(self.champion)
+        self.challenger = challenger
+        self.experiment = self._find_experiment()
+        self._check_gates()
+        self.report_path = self._report_path()
+        with tempfile.TemporaryDirectory(prefix="toolkit-promote-") as folder:
+            return self._judge_and_move(Path(folder))
+
+    # --- who, and by which gates --------------------------------------------------------------------------------------------------
+
+    def _open_registries(self) -> None:
+        from toolkit.engines.mlflow_registry import Registry
+
+        def opened(named: str | None) -> Registry:
+            # One that is named brings its own tracking server, which holds its models.
+            return Registry(named) if named else Registry.open(self.settings.registry_uri, self.tracking_uri)
+
+        self.source = self.target = opened(self.asked.from_registry)
+        self.source_name = self.name = self.source.resolve_name(self.asked.reference.name)
+        self.is_in_target = True
+        other = opened(self.asked.to_registry)
+        if other.uri != self.source.uri:
+            other.check_name(self.name)
+            self.target, self.is_in_target = other, self.name in other.names()
+
+    @property
+    def has_two_registries(self) -> bool:
+        return self.target is not self.source
+
+    def _find_challenger(self) -> ModelVersion | None:
+        """None where none is waiting, which after a promotion is as it should be: a job that runs again has nothing to do."""
+        reference = self.asked.reference
+        is_default = reference.version is None and reference.alias in (None, CHALLENGER)
+        if is_default and self.champion is not None and self.source.by_alias(self.source_name, CHALLENGER) is None:
+            return None
+        return self.source.find(replace(reference, name=self.source_name), default_alias=CHALLENGER)
+
+    def _is(self, challenger: ModelVersion, champion: ModelVersion | None) -> bool:
+        if champion is None:
+            return False
+        if not self.has_two_registries:
+            return challenger.version == champion.version
+        origin = {"registry": self.source.display_uri, "model": challenger.name, "version": str(challenger.version)}
+        return all(champion.tags.get(f"{COPIED_FROM}.{key}") == value for key, value in origin.items())
+
+    def _find_experiment(self) -> Experiment:
+        given, tags = self.asked.experiment, self.challenger.tags
+        named = tags.get(EXPERIMENT_TAG, "")
+        if isinstance(given, Experiment):
+            experiment = given
+        else:
+            loaded = load_experiment(given) if given else self._experiment_of_tags(named, tags.get(EXPERIMENT_SOURCE_TAG, ""))
+            experiment = override(loaded, self.asked.changes)
+        if named and experiment.name != named:
+            raise ExperimentError(
+                f"version {self.challenger.version} of {self.challenger.name} is of the experiment {named!r}",
+                got=repr(experiment.name),
+                next_step="give --experiment with that one",
+            )
+        return experiment
+
+    def _experiment_of_tags(self, named: str, source: str) -> Experiment:
+        """Never a file outside the working directory, nor a module: a tag is not to say what code runs here."""
+        version = f"version {self.challenger.version} of {self.challenger.name}"
+        path = Path(source.partition(":")[0])
+        if source and path.suffix == ".py" and path.is_file() and path.resolve().is_relative_to(Path.cwd()):
+            return load_experiment(source)
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", named):
+            got = f"{named!r}" if named else "none"
+            step = "give --experiment NAME, or path/to/file.py"
+            raise ExperimentError(f"{version}: a tag that names its experiment, whose gates judge it", got=got, next_step=step)
+        try:
+            return load_experiment(named)
+        except ExperimentError as error:
+            step = f"give --experiment {source or 'path/to/file.py'}"
+            raise ExperimentError(f"{version}: its experiment, whose gates judge it", got=str(error), next_step=step) from error
+
+    def _check_gates(self) -> None:
+        from toolkit.engines.sklearn_evaluation import check_metric
+
+        gates = self.experiment.gates
+        if not gates:
+            raise ExperimentError(
+                "gates: an experiment without any promotes nothing",
+                got=f"none in {self.experiment.name!r}",
+                next_step='add gates=(Gate("auc", at_least=0.8), Gate("auc", no_worse_than_champion_by=0.01)) to it',
+            )
+        for gate in gates:
+            if gate.metric not in COSTS:
+                check_metric(self.experiment.model.task, gate.metric)
+        check_overrides(self.asked.overrides, gates)
+
+    def _report_path(self) -> Path:
+        safe = re.sub(r"[^\w.-]+", "_", self.challenger.name)
+        path = (self.asked.report or self.settings.home / "reports" / f"{safe}-{self.challenger.version}-promotion.html").absolute()
+        if path.is_dir():
+            raise UserError("--report must name a file", got=str(path), next_step="for example --report report.html")
+        return path
+
+    # --- judging ------------------------------------------------------------------------------------------------------------------
+
+    def _judge_and_move(self, folder: Path) -> PromotionResult:
+        from toolkit.core.promotion_result import PromotionResult
+        from toolkit.promote_outputs import notices, promotion_run, record
+
+        evidence = self._evidence(folder)
+        self.progress.phase("judging")
+        gates = overridden(evidence.judge(), self.asked.overrides)
+        holdout = evidence.holdout.or_none()
+        run = promotion_run(self.experiment, self.challenger, self.champion, self.tracking_uri, self.settings)
+        result = PromotionResult(
+            experiment=self.experiment.name,
+            model=self.name,
+            version=self.challenger.version,
+            is_promoted=False,
+            was_champion=False,
+            gates=tuple(gates),
+            challenger=evidence.challenger.summary(),
+            champion=evidence.champion.summary() if evidence.champion else None,
+            holdout=holdout.summary if holdout else None,
+            notices=notices(evidence, gates, self.asked.overrides),
+            recovered=self.recovered,
+            by=self.settings.user,
+            run_id="",
+            mlflow_experiment=run.experiment_name,
+            tracking_uri=run.tracking_uri,
+            registry_uri=self.target.display_uri,
+            report_path=str(self.report_path),
+            started_unix_s=self.began_unix_s,
+            wall_s=0.0,
+        )
+        self.progress.phase("writing the report")
+        with run:
+            result = replace(result, run_id=run.run_id, wall_s=time.perf_counter() - self.began)
+            record(result, run, self.source, self.challenger, folder)
+        if may_promote(gates):
+            result = self._move(result)
+        return replace(result, wall_s=time.perf_counter() - self.began)
+
+    def _evidence(self, folder: Path) -> Evidence:
+        from toolkit.core.data import DataContext
+        from toolkit.promote_evidence import Candidate, Evidence, Once, read_holdout
+
+        self.progress.phase("fetching the models")
+        challenger_folder = self.source.download(self.challenger, folder / "challenger")
+        champion_folder = self.target.download(self.champion, folder / "champion") if self.champion else None
+        context = DataContext(data=self.asked.data, data_dir=self.settings.data_dir, cache_dir=self.settings.home / "cache")
+        holdout = Once(lambda: read_holdout(self.experiment, challenger.model().spec, context, self.asked.holdout))
+        metrics = tuple(dict.fromkeys(gate.metric for gate in self.experiment.gates if gate.metric not in COSTS))
+        challenger = Candidate(self.challenger.version, challenger_folder, holdout, metrics)
+        champion = None
+        if self.champion and champion_folder:
+            champion = Candidate(self.champion.version, champion_folder, holdout, metrics)
+            self._check_champion(champion)
+        return Evidence(self.experiment, holdout, challenger, champion)
+
+    def _check_champion(self, champion: Candidate) -> None:
+        try:
+            champion.model()
+        except ValueError as error:
+            raise RegistryError(
+                f"the champion, version {champion.version} of {self.name}: a model to compare with",
+                got=str(error),
+                next_step=f"roll back to one that is whole: toolkit rollback {self.name}",
+            ) from error
+
+    # --- moving -------------------------------------------------------------------------------------------------------------------
+
+    def _move(self, result: PromotionResult) -> PromotionResult:
+        from toolkit.champion import move_champion
+        from toolkit.core.promotion_result import decision
+
+        version, is_challenger = self.challenger, self.asked.reference.version is None and self.asked.reference.alias in (None, CHALLENGER)
+        if self.has_two_registries:
+            self.progress.phase("copying the version")
+            judged_version = self.source.version(self.challenger.name, self.challenger.version)
+            version = self.target.copy_from(self.source, judged_version, self.name, mlflow_experiment=result.mlflow_experiment)
+            is_challenger = False  # of the other registry
+        self.progress.phase("moving the champion")
+        move = move_champion(
+            self.target,
+            self.name,
+            version.version,
+            expected_champion=self.champion.version if self.champion else None,
+            by=self.settings.user,
+            reason="; ".join(f"{gate.name} overridden: {gate.override_reason}" for gate in result.overridden),
+            decision=decision(result),
+            is_challenger=is_challenger,
+            stages=self.asked.stages,
+        )
+        recovered = "; ".join([result.recovered] * bool(result.recovered) + [str(each) for each in move.recovered])
+        return replace(result, version=version.version, is_promoted=True, recovered=recovered)
+
+    def _nothing_to_do(self, champion: ModelVersion) -> PromotionResult:
+        from toolkit.core.promotion_result import PromotionResult
+        from toolkit.core.secrets import without_secrets
+
+        return PromotionResult(
+            experiment=champion.tags.get(EXPERIMENT_TAG, ""),
+            model=self.name,
+            version=champion.version,
+            is_promoted=False,
+            was_champion=True,
+            gates=(),
+            challenger=None,
+            champion=None,
+            holdout=None,
+            notices=(),
+            recovered=self.recovered,
+            by=self.settings.user,
+            run_id="",
+            mlflow_experiment="",
+            tracking_uri=without_secrets(self.tracking_uri or ""),
+            registry_uri=self.target.display_uri,
+            report_path="",
+            started_unix_s=self.began_unix_s,
+            wall_s=time.perf_counter() - self.began,
+        )
