@@ -1,7 +1,8 @@
 """`train --distributed`: one XGBoost model by Ray Train, from rows that need not fit into any one process.
 
 A table of up to `training.gather_gib` is gathered and divided here, as a sweep divides it, so that its test part is the one that a
-promotion judges on. A larger one goes from Parquet to Parquet, and parts are drawn by the rows' hashes; a promotion then needs a hold-out table.
+promotion judges on. A larger one goes from Parquet to Parquet, and its parts are drawn by the rows' hashes; a promotion then needs a
+hold-out table.
 """
 
 from __future__ import annotations
@@ -191,9 +192,8 @@ class DistributedTraining:
             parts.sample,
         )
         num_test = sum(part.num_rows for part in parquet_parts.read_part(test_files, codes))
-        counts = (
-            f"{parts.num_rows[parquet_parts.TRAIN]:,} train, {parts.num_rows[parquet_parts.VALIDATION]:,} validation, {num_test:,} test"
-        )
+        num_train, num_validation = parts.num_rows[parquet_parts.TRAIN], parts.num_rows[parquet_parts.VALIDATION]
+        counts = f"{num_train:,} train, {num_validation:,} validation, {num_test:,} test"
         how = f"honest protocol: rows (equal ones together) by their hashes (seed {self.experiment.split.seed}); {counts}"
         fitted = FittedRows(parts.sample.features, parts.fitted_hashes, None, how)
         some_test = next(parquet_parts.read_part(test_files, codes))
