@@ -31,6 +31,8 @@ HOMES = {
 # It travels alone into logged models, and so reads every kind itself.
 PORTABLE = ("engines/portable_model.py", {"xgboost"})
 
+VERBS = ("doctor", "new", "explore", "sweep", "train", "models", "promote", "rollback", "cleanup")
+
 HEAVY = {"ray", "mlflow", "optuna", "xgboost", "sklearn", "pyspark", "pandas", "matplotlib", "pyarrow"}
 
 
@@ -95,12 +97,12 @@ def loaded_by(code):
     return {module.partition(".")[0] for module in done.stderr.splitlines()[-1].split()}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["doctor", "--help"], ["--version"], ["sweep"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS), ["--version"], ["sweep"]])
 def test_help_loads_no_heavy_library(arguments):
     assert loaded_by(f"from toolkit.cli.app import run\nrun({arguments!r})") & HEAVY == set()
 
 
-@pytest.mark.parametrize("module", ["toolkit", "toolkit.sweep", "toolkit.doctor", "toolkit.settings", "toolkit.core.recipes"])
+@pytest.mark.parametrize("module", ["toolkit", *(f"toolkit.{verb}" for verb in VERBS if verb != "rollback"), "toolkit.settings", "toolkit.core.recipes"])
 def test_importing_a_verb_loads_no_heavy_library(module):
     assert loaded_by(f"import {module}") & HEAVY == set()
 

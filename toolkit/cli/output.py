@@ -97,7 +97,8 @@ class _Plain(logging.Handler):
 
 def show_warnings() -> None:
     """The toolkit's own warnings go to standard error, once each; what MLflow says of its own doings on success does not."""
-    for name, level in (("mlflow.store.db.utils", logging.WARNING), ("mlflow.utils.environment", logging.ERROR)):
+    told = {"mlflow.store.db.utils": logging.WARNING, "mlflow.pyfunc": logging.WARNING, "mlflow.utils.environment": logging.ERROR}
+    for name, level in told.items():
         logging.getLogger(name).setLevel(level)
     logging.getLogger("alembic.runtime").setLevel(logging.WARNING)
     logger = logging.getLogger("toolkit")

@@ -109,9 +109,14 @@ class Gate:
         return f"{words} {self.limit:g}" + (f" in each {self.by}" if self.by else "")
 
     @property
+    def is_relative(self) -> bool:
+        """Whether it compares with the champion."""
+        return self.no_worse_than_champion_by is not None
+
+    @property
     def demands_quality(self) -> bool:
         """Whether it asks for a metric of its own, without a champion: a first promotion needs at least one such gate."""
-        if self.metric in COSTS or self.rule == "no_worse_than_champion_by":
+        if self.metric in COSTS or self.is_relative:
             return False
         return (self.rule == "at_least") == larger_is_better(self.metric)
 

@@ -71,11 +71,11 @@ class Contest:
 def judge_gate(gate: Gate, contest: Contest) -> GateResult:
     if gate.metric in COSTS:
         return _absolute(gate, contest.costs[gate.metric], None)
-    if gate.rule == "no_worse_than_champion_by" and contest.champion is None:
+    if gate.is_relative and contest.champion is None:
         return GateResult(gate.name, Status.NOT_APPLICABLE, "there is no champion to compare with", limit=gate.limit)
     if gate.by is not None:
         return _by_slice(gate, gate.by, contest)
-    if gate.rule == "no_worse_than_champion_by":
+    if gate.is_relative:
         return _relative(gate, contest)
     champion = None if contest.champion is None else contest.figure(gate.metric, contest.champion)
     return _absolute(gate, contest.figure(gate.metric, contest.challenger), champion)
@@ -136,7 +136,7 @@ def _by_slice(gate: Gate, by: str, contest: Contest) -> GateResult:
         return GateResult(gate.name, Status.FAILED, reason, limit=gate.limit, slices=tuple(slices))
     failed = [each for each in judged if not each.passed]
     worst = margins[min(margins)]
-    versus = f" against {shown(worst.champion)}" if gate.rule == "no_worse_than_champion_by" and worst.champion is not None else ""
+    versus = f" against {shown(worst.champion)}" if gate.is_relative and worst.champion is not None else ""
     reason = (
         f"{len(failed) or 'none'} of {len(judged)} slices of {by!r} {_broken(gate)}; the worst is {worst.value!r}: "
         f"{gate.metric} {shown(worst.observed)}{versus}"
@@ -148,7 +148,7 @@ def _by_slice(gate: Gate, by: str, contest: Contest) -> GateResult:
 
 def _margin(gate: Gate, observed: float, champion: float | None) -> float:
     """How far a point estimate is on the good side of the rule, which holds from 0 on. A figure that is not a number is on no side."""
-    if gate.rule == "no_worse_than_champion_by":
+    if gate.is_relative:
         assert champion is not None
         margin = (observed - champion) * (1.0 if larger_is_better(gate.metric) else -1.0) + gate.limit
     else:
@@ -157,7 +157,7 @@ def _margin(gate: Gate, observed: float, champion: float | None) -> float:
 
 
 def _broken(gate: Gate) -> str:
-    if gate.rule == "no_worse_than_champion_by":
+    if gate.is_relative:
         return f"lose more than {shown(gate.limit)}"
     return f"are {'below' if gate.rule == 'at_least' else 'above'} {shown(gate.limit)}"
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from toolkit.core.data import Floats, LoadedData, SplitData
@@ -138,9 +139,18 @@ def _example(loaded: LoadedData, rows: Floats) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for number, name in enumerate(loaded.feature_names):
         values = rows[:, number].astype(np.float64)
-        known = loaded.categories.get(name)
-        columns[name] = values if known is None else [None if np.isnan(code) else known[int(code)] for code in values]
+        columns[name] = values if name not in loaded.categories else _category_values(values, loaded.categories[name])
     return pd.DataFrame(columns)
+
+
+def _category_values(codes: npt.NDArray[np.float64], known: Sequence[Any]) -> Any:
+    """Whole numbers as float64, for a column of them that has a gap is no longer one of integers, which a signature of integers refuses."""
+    values = [None if np.isnan(code) else known[int(code)] for code in codes]
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in known):
+        return np.array([np.nan if value is None else float(value) for value in values])
+    if all(isinstance(value, bool) for value in known):
+        return np.array([known[0] if value is None else value for value in values], dtype=bool)
+    return values
 
 
 def _json_value(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toolkit.core.errors import StudyError
 from toolkit.core.leftovers import Leftover, too_young
-from toolkit.engines.study_store import _Summary
+from toolkit.engines.study_store import StudySummary
 
 
 def unfinished_studies(home: Path, *, is_mirrored: bool = False) -> list[Leftover]:
@@ -24,7 +24,7 @@ def unfinished_studies(home: Path, *, is_mirrored: bool = False) -> list[Leftove
         journal = folder / "journal.jsonl"
         if not journal.is_file():
             continue
-        summary = _Summary.of(journal.read_bytes())
+        summary = StudySummary.of(journal.read_bytes())
         if summary.is_finished:
             continue
         parts = [path for path in (folder, _spool(home, folder.name)) if path.exists()]
@@ -55,7 +55,7 @@ def orphan_spools(home: Path) -> list[Leftover]:
     found = []
     for path in _entries(home / "spool"):
         journal = home / "studies" / path.stem / "journal.jsonl"
-        if path.suffix != ".jsonl" or (journal.is_file() and not _Summary.of(journal.read_bytes()).is_finished):
+        if path.suffix != ".jsonl" or (journal.is_file() and not StudySummary.of(journal.read_bytes()).is_finished):
             continue
         size_bytes, age_s = _size_and_age(path)
         kept = "a process is at its study" if is_running(home, path.stem) else too_young(age_s)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from toolkit.core.errors import TrackingError
+from toolkit.core.leftovers import PROCESS_TAG
 from toolkit.engines import mlflow_models, mlflow_store
 from toolkit.engines.mlflow_store import MlflowStore, Refused, Unanswered
+from toolkit.engines.processes import this_process
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +49,7 @@ class MlflowRun:
 
     def __enter__(self) -> MlflowRun:
         self.experiment_id = self._told(lambda: self._store.experiment_id(self.experiment_name))
-        tags = {**mlflow_store.context_tags(), **self._tags}
+        tags = {**mlflow_store.context_tags(), **self._tags, PROCESS_TAG: json.dumps(asdict(this_process()))}
         self.run_id = self._told(lambda: self._store.create_run(self.experiment_id, self._run_name, _now_ms(), tags))
         return self
 

@@ -42,7 +42,7 @@ class StudyFolder:
 
 
 @dataclass(frozen=True)
-class _Summary:
+class StudySummary:
     """What a journal says without the experiment that wrote it. The codes are Optuna's JournalOperation and TrialState."""
 
     num_finished: int
@@ -50,7 +50,7 @@ class _Summary:
     is_finished: bool
 
     @classmethod
-    def of(cls, journal: bytes) -> _Summary:
+    def of(cls, journal: bytes) -> StudySummary:
         finished, attributes = 0, dict[str, Any]()
         for line in journal.splitlines():
             try:
@@ -90,7 +90,7 @@ def study_folder(home: Path, base_name: str, resume: bool, state_uri: str | None
     if not resume and len(names) > 1:
         previous = root / names[-2]
         with _locked(previous):
-            summary = _Summary.of(_newest(previous / "journal.jsonl", mirror))
+            summary = StudySummary.of(_newest(previous / "journal.jsonl", mirror))
         if not summary.is_finished:
             raise StudyError(
                 f"study {previous.name!r} is unfinished ({summary.num_finished} of {summary.num_trials} trials)",
@@ -130,7 +130,7 @@ def finished_study(home: Path, base_name: str, state_uri: str | None, is_exact: 
     for name in reversed(names):
         folder = StudyFolder(name, root / name, exists=True)
         content = _newest(folder.journal, mirror)
-        summary = _Summary.of(content)
+        summary = StudySummary.of(content)
         if not summary.is_finished:
             unfinished = unfinished or f"{name!r} with {summary.num_finished} of {summary.num_trials} trials"
             continue

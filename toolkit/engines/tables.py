@@ -24,6 +24,7 @@ from toolkit.core.encoding import encode, refuse_names
 from toolkit.core.errors import DataError, UserError
 from toolkit.core.experiment import Dataset, Experiment
 from toolkit.core.recipes import FILE_MODULE
+from toolkit.core.secrets import without_secrets
 from toolkit.engines.csv_files import read_csv
 from toolkit.engines.spark_session import active_session
 
@@ -112,7 +113,7 @@ def _read(name: str | Path, dataset: Dataset | None) -> pd.DataFrame:
         if _is_table(name):
             return _read_spark_table(str(name), dataset)
         raise DataError(
-            "data: no such file, folder or table", got=repr(str(name)), next_step="check the path, or name catalog.schema.table"
+            "data: no such file, folder or table", got=repr(without_secrets(str(name))), next_step="check the path, or name catalog.schema.table"
         )
     try:
         if path.is_dir():
