@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from tests.commands import Workplace, workplace
 pytestmark = [pytest.mark.engine, pytest.mark.e2e, pytest.mark.timeout(900)]
 __all__ = ["workplace"]
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "lifecycle.md"
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "guides" / "lifecycle.md"
 
 
 def blocks() -> list[str]:
@@ -42,6 +44,14 @@ def test_the_walk_through(workplace: Workplace, wine_folder: Path, monkeypatch: 
     own = workplace.here("models", "churn", "--json").json
     assert {each["version"]: each["aliases"] for each in own["versions"]} == {1: ["champion"], 2: ["previous_champion"]}
     workplace.all_gone()
+
+    # What `--json` answers is what docs/cli.md says.
+    fields = runpy.run_path(str(ROOT / "scripts" / "cli_docs.py"))["JSON_FIELDS"]
+    for arguments in (["models"], ["models", "churn"], ["promote", "churn"], ["rollback", "churn"], ["cleanup"], ["explore", "./churn.py"]):
+        answer = workplace.here(*arguments, "--json")
+        assert set(answer.json) <= set(fields[arguments[0]]), arguments
+    train = workplace.here("train", "./churn.py", "--json")
+    assert list(train.json) == list(fields["train"]), train.err
 
 
 def _words(command: str) -> list[str]:

@@ -371,7 +371,7 @@ def test_the_flags_of_sweep_are_those_of_the_design():
     assert flags == {f"--{name}" for name in known.split()}
 
 
-@pytest.mark.parametrize("name", ["sweep", "doctor"])
+@pytest.mark.parametrize("name", sorted(commands()))
 def test_every_command_and_flag_has_help_and_is_documented(name, capfd):
     command = commands()[name]
     assert command.help
