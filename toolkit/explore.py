@@ -129,20 +129,22 @@ class _Exploring:
     def __init__(self, experiment: Experiment, name: str, settings: Settings, progress: Progress) -> None:
         self.experiment = experiment
         self.name = name
+        self.app_name = f"toolkit explore {experiment.name}"
         self.settings = settings
         self.progress = progress
         self.began, self.began_unix_s = time.perf_counter(), time.time()
 
     def execute(self, data: Path | None, report: Path, master: str | None, conf: Mapping[str, str]) -> ExploreResult:
         from toolkit.core.data import DataContext
-        from toolkit.core.secrets import without_secrets
-        from toolkit.engines import table_source
+        from toolkit.engines import spark_session, spark_source, table_source
 
         context = DataContext(data=data, data_dir=self.settings.data_dir, cache_dir=self.settings.home / "cache")
         with ExitStack() as stack:
             if master or conf:
                 self.progress.phase("connecting to Spark")
-                table_source.open_session(stack, master, conf, self.settings, f"toolkit explore {self.experiment.name}")
+                spark_source.open_session(stack, master, conf, self.settings, self.app_name)
+            elif self.settings.on_databricks:
+                spark_session.has_executors(open_one=True)  # joins the platform's session where this process has not yet
             self.progress.phase("looking for the data")
             source = table_source.find(self.experiment, context)
             if master or conf or self._is_large(source):
@@ -154,7 +156,7 @@ class _Exploring:
             experiment=self.experiment,
             exploration=exploration,
             kind=source.kind,
-            location=without_secrets(source.location),
+            location=source.location,
             wall_s=time.perf_counter() - self.began,
             started_unix_s=self.began_unix_s,
             report_path=str(report),
@@ -162,18 +164,15 @@ class _Exploring:
         return self._publish(result, report)
 
     def _is_large(self, source: TableSource) -> bool:
-        from toolkit.engines import table_source
+        from toolkit.engines import spark_session, spark_source
 
-        if source.is_spark:
-            from toolkit.engines.spark_session import active_session, has_executors
-
-            has_executors(open_one=self.settings.on_databricks)
-            session = active_session()
+        size = source.size()
+        if size is None and (source.is_spark or source.is_delta):
+            session = spark_session.active_session()
             if session is None:
                 return False  # reading it says what is missing
-            frame = table_source.spark_frame(source, session)
-            return table_source.count_rows(frame, source.location) * len(frame.columns) > MAX_CELLS
-        size = source.size()
+            frame = spark_source.frame_of(source, session, self.experiment.dataset.not_features)
+            size = (spark_source.count_rows(frame, source.location), len(frame.columns))
         return size is not None and size[0] * size[1] > MAX_CELLS
 
     def _by_pandas(self, fetched: Fetched, context: DataContext) -> Exploration:
@@ -202,15 +201,15 @@ class _Exploring:
 
     def _by_spark(self, source: TableSource, stack: ExitStack) -> Exploration:
         from toolkit.core.exploration_labels import Division
-        from toolkit.engines import table_source
+        from toolkit.engines import spark_source
 
-        session = table_source.open_session(stack, None, {}, self.settings, f"toolkit explore {self.experiment.name}")
-        frame = table_source.spark_frame(source, session)
+        session = spark_source.open_session(stack, None, {}, self.settings, self.app_name)
+        frame = spark_source.frame_of(source, session, self.experiment.dataset.not_features)
         from toolkit.engines.spark_exploration import explore_table
 
         self.progress.phase("counting rows")
         size = source.size()
-        num_rows = size[0] if size else table_source.count_rows(frame, source.location)
+        num_rows = size[0] if size else spark_source.count_rows(frame, source.location)
         return explore_table(
             frame,
             self.experiment.dataset,

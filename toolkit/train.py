@@ -142,9 +142,9 @@ class _Training:
         def fit_one(fit: Fit) -> Fitted:
             if fit.experiment.model.kind != "sparkml":
                 return fit_here(fit, self.protocol, loaded, parts)
-            from toolkit.engines.spark_session import data_session
+            from toolkit.engines.spark_source import open_session
 
-            session = stack.enter_context(data_session(java_home=self.settings.java_home, app_name=f"toolkit train {self.experiment.name}"))
+            session = open_session(stack, None, {}, self.settings, f"toolkit train {self.experiment.name}")
             return fit_pipeline(fit, self.protocol, loaded, parts, session)
 
         return [self.fit_and_log(fit, rows, fit_one) for fit in fits]

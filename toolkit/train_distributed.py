@@ -201,16 +201,17 @@ class DistributedTraining:
 
     def _files(self, stack: ExitStack, source: TableSource, folder: Path) -> tuple[str, ...]:
         """The table's own Parquet files; of any other table, those that Spark writes."""
-        from toolkit.engines import parquet_shards, table_source
+        from toolkit.engines import parquet_shards, spark_source, spark_tables
 
         path = source.path
-        if path is not None and not (path / "_delta_log").is_dir():
+        if path is not None and not source.is_delta:
             return parquet_shards.files_of(path)
         self.progress.phase("Spark writes the table as Parquet")
-        session = table_source.open_session(stack, None, {}, self.settings, f"toolkit train {self.experiment.name}")
+        session = spark_source.open_session(stack, None, {}, self.settings, f"toolkit train {self.experiment.name}")
         dataset = self.experiment.dataset
+        frame = spark_source.frame_of(source, session, dataset.not_features)
         unread = dataset.not_features - {dataset.label, dataset.weight}
-        table_source.write_parquet(table_source.spark_frame(source, session).drop(*unread), folder / "table", source.location)
+        spark_tables.write_parquet(frame.drop(*unread), folder / "table", source.location)
         return parquet_shards.files_of(folder / "table")
 
     # --- models -------------------------------------------------------------------------------------------------------------------

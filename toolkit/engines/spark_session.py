@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,25 +160,6 @@ def connect(
     except BaseException:
         SparkCluster(session, (), jvm).close()
         raise
-
-
-@contextmanager
-def data_session(*, java_home: Path | None, app_name: str) -> Iterator[Any]:
-    """The active session, or one on this machine's cores that ends with the block: for work on data, not for Ray.
-
-    Raises:
-        ClusterError: Java or pyspark is missing, or the session does not start.
-    """
-    session = active_session()
-    if session is not None:
-        yield session
-        return
-    _check_java(java_home)
-    session, jvm = _open("local[*]", {}, app_name)
-    try:
-        yield session
-    finally:
-        jvm.stop(session)
 
 
 def active_session() -> Any:

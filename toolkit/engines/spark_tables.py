@@ -111,6 +111,16 @@ def collect(
     return ordered_frame(table, key, exclude)
 
 
+def write_parquet(frame: DataFrame, folder: Path, name: str) -> None:
+    """Write a Spark frame as Parquet files, by its executors; `name` is for messages.
+
+    Raises:
+        DataError: Spark cannot read it, or cannot write there.
+    """
+    with _one_line(name, "check the table, and that training.storage_path can be written to"):
+        frame.write.mode("overwrite").parquet(folder.absolute().as_uri())
+
+
 def _refuse_nested(schema: StructType, name: str, exclude: Collection[str]) -> None:
     nested = [field for field in schema.fields if isinstance(field.dataType, NESTED) and field.name not in exclude]
     if nested:

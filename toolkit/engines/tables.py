@@ -113,7 +113,9 @@ def _read(name: str | Path, dataset: Dataset | None) -> pd.DataFrame:
         if _is_table(name):
             return _read_spark_table(str(name), dataset)
         raise DataError(
-            "data: no such file, folder or table", got=repr(without_secrets(str(name))), next_step="check the path, or name catalog.schema.table"
+            "data: no such file, folder or table",
+            got=repr(without_secrets(str(name))),
+            next_step="check the path, or name catalog.schema.table",
         )
     try:
         if path.is_dir():
