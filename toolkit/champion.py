@@ -17,6 +17,7 @@ from toolkit.champion_lock import Hold, HoldLost, alone
 from toolkit.core.errors import RegistryError
 from toolkit.core.promotion import (
     AUDIT_PREFIX,
+    INTENT_PREFIX,
     Action,
     AuditRecord,
     Intent,
@@ -251,6 +252,7 @@ def _recover_all(registry: Registry, name: str, hold: Hold) -> tuple[Recovery, .
     if found:
         hold.check()
     recovered = tuple(_settle(registry, name, intent) for intent in found)
+    registry.drop_orphans(name, INTENT_PREFIX)
     for each in recovered:
         _logger.warning("%s: %s", name, each)
     return recovered

@@ -269,7 +269,8 @@ class _Promotion:
 
     def _evidence(self, folder: Path) -> Evidence:
         from toolkit.core.data import DataContext
-        from toolkit.promote_evidence import Candidate, Evidence, Once, read_holdout
+        from toolkit.promote_evidence import Candidate, Evidence, Once
+        from toolkit.promote_holdout import read_holdout
 
         self.progress.phase("fetching the models")
         challenger_folder = self.source.download(self.challenger, folder / "challenger")

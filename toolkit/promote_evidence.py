@@ -1,4 +1,4 @@
-"""What the gates judge: the hold-out, and both models' predictions of it. Everything is made when a gate first asks for it; a failure is
+"""What the gates judge: both models, and their predictions of the hold-out. Everything is made when a gate first asks for it; a failure is
 remembered, and every gate that asks fails with its reason.
 
 Shapes: n rows of the hold-out, d features, k classes.
@@ -36,14 +36,13 @@ from toolkit.core.gates import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import pandas as pd
 
-    from toolkit.core.data import DataContext
-    from toolkit.core.figures import Prediction, Rows
+    from toolkit.core.figures import Prediction
     from toolkit.core.judging import Contest
-    from toolkit.core.promotion_result import HoldoutSummary, JudgedModel
+    from toolkit.core.promotion_result import JudgedModel
     from toolkit.core.row_hashes import Hashes
     from toolkit.engines.portable_model import PortableModel
+    from toolkit.promote_holdout import Holdout
 
 # A call's own cost would stand for half of the time that a few hundred rows take.
 TIMED_ROWS = 50_000
@@ -75,18 +74,6 @@ class Once(Generic[Made]):
             return self()
         except Exception:
             return None
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """Attributes:
-    frame: (n, columns) as read, for each model to encode by its own spec.
-    rows: label as codes of the challenger's classes, weights, queries, and the groups that are drawn together.
-    """
-
-    frame: pd.DataFrame
-    rows: Rows
-    summary: HoldoutSummary
 
 
 @dataclass(frozen=True)
@@ -167,18 +154,16 @@ class Candidate:
     def seen(self, name: str) -> GateResult:
         """Whether it was fitted on rows of the hold-out."""
         from toolkit.core.judging import judge_unseen
-        from toolkit.core.row_hashes import key_hashes, num_common
+        from toolkit.core.row_hashes import num_common
 
-        model, frame = self.model(), self.holdout().frame
+        model, holdout = self.model(), self.holdout()
         told = model.spec["training_rows"]["num_rows"]
         if not len(model.training_row_hashes) or len(model.training_row_hashes) != told:
             raise UserError("the model must know the rows it was fitted on", got=f"{len(model.training_row_hashes)} of {told}")
-        key = model.spec["key"]
-        common_keys = None
-        if model.training_keys is not None and key in frame.columns:
-            common_keys = num_common(key_hashes(frame[key].to_numpy()), model.training_keys)
+        keys = holdout.key_hashes(model.spec["key"])
+        common_keys = None if model.training_keys is None or keys is None else num_common(keys, model.training_keys)
         common_rows = num_common(self.predicted().row_hashes, model.training_row_hashes)
-        return judge_unseen(name, model.spec, len(frame), common_keys, common_rows)
+        return judge_unseen(name, model.spec, holdout.summary.num_rows, common_keys, common_rows)
 
     def summary(self) -> JudgedModel:
         from toolkit.core.promotion_result import JudgedModel
@@ -193,68 +178,6 @@ class Candidate:
             predict_s_per_million_rows=costs.get("predict_s_per_million_rows"),
             spec=model.spec if model else {},
         )
-
-
-def read_holdout(experiment: Experiment, spec: Mapping[str, Any], context: DataContext, name: str | None) -> Holdout:
-    """The hold-out `name`, else the experiment's own, else the test part of its table as the honest protocol divides it.
-
-    Raises:
-        DataError: it cannot be read, or has not what the challenger's spec asks for.
-    """
-    from toolkit.core.promotion_result import HoldoutSummary
-    from toolkit.core.secrets import without_secrets
-    from toolkit.engines.sklearn_splits import split
-    from toolkit.engines.tables import encode_fetched, fetch, fetch_holdout
-
-    fetched = fetch_holdout(experiment, context, name)
-    if fetched is not None:
-        frame, description = fetched.frame, "a table of its own"
-    else:
-        fetched = fetch(experiment, context)
-        parts = split(encode_fetched(experiment, fetched), experiment.split, "honest")
-        assert parts.test_rows is not None, "without a hold-out table the test part is of the experiment's own"
-        frame = fetched.frame.iloc[parts.test_rows]
-        description = f"the test part of {len(fetched.frame):,} rows; {parts.description.removeprefix('honest protocol: ')}"
-    location = without_secrets(fetched.location)
-    rows = _rows(experiment, spec, frame, fetched.kind, location)
-    return Holdout(frame, rows, HoldoutSummary(fetched.kind, location, len(frame), description))
-
-
-def _rows(experiment: Experiment, spec: Mapping[str, Any], frame: pd.DataFrame, kind: str, location: str) -> Rows:
-    import numpy as np
-
-    from toolkit.core.data import DataSource, LoadedData
-    from toolkit.core.encoding import encode
-    from toolkit.core.figures import Rows
-
-    dataset, task = experiment.dataset, experiment.model.task
-    names = [feature["name"] for feature in spec["features"]]
-    asked = LoadedData(
-        features=np.empty((0, len(names)), dtype=np.float32),
-        feature_names=tuple(names),
-        label=np.empty(0, dtype=np.float32),
-        classes=None if spec["classes"] is None else tuple(spec["classes"]),
-        task=task,
-        source=DataSource("", "", "", 0, len(names)),
-        categories={feature["name"]: tuple(feature["categories"]) for feature in spec["features"] if "categories" in feature},
-    )
-    # A hold-out need not have what only steers a split, nor columns that no model sees.
-    wanted = replace(
-        dataset,
-        exclude=tuple(name for name in dataset.exclude if name in frame.columns),
-        categorical=(),
-        key=dataset.key if dataset.key in frame.columns else None,
-        time=None,
-        group=dataset.group if task == "ranking" or dataset.group in frame.columns else None,
-    )
-    encoded = encode(frame, kind, location, wanted, task, like=asked)
-    return Rows(
-        task=task,
-        label=encoded.label.astype(np.float64),
-        weight=None if encoded.weight is None else encoded.weight.astype(np.float64),
-        group=encoded.group if task == "ranking" else None,
-        unit=encoded.group if experiment.split.by == "group" else None,
-    )
 
 
 @dataclass(frozen=True)
@@ -281,9 +204,12 @@ class Evidence:
         }
         assert list(judges) == list(IMPLICIT)
         results = [judged(name, judge) for name, judge in judges.items()]
-        contest = Once(self._contest)
-        own = [(gate, judged(gate.name, partial(self._own, gate, contest))) for gate in self.experiment.gates]
-        return results + [replace(result, limit=gate.limit, asks=gate.asks) for gate, result in own]
+        with_champion, alone = Once(partial(self._contest, self.champion)), Once(partial(self._contest, None))
+        for gate in self.experiment.gates:
+            # A champion that cannot be compared with fails the gates that compare, and no other.
+            judge = partial(self._own, gate, with_champion if gate.is_relative or with_champion.or_none() else alone)
+            results.append(replace(judged(gate.name, judge), limit=gate.limit, asks=gate.asks))
+        return results
 
     def _own(self, gate: Gate, contest: Once[Contest]) -> GateResult:
         from toolkit.core.judging import judge_gate
@@ -345,24 +271,21 @@ class Evidence:
 
         return judge_quality_demanded(self.experiment.gates, has_champion=self.champion is not None)
 
-    def _contest(self) -> Contest:
+    def _contest(self, champion: Candidate | None) -> Contest:
         from toolkit.core.judging import Contest
 
         known: dict[tuple[str, int], float] = {}
-        pair = [each for each in (self.challenger, self.champion) if each is not None]
+        pair = [self.challenger, champion] if champion else [self.challenger]
         for each in pair:
             values = each.predicted().prediction.values
             known |= {(name, id(values)): value for name, value in each.figures().items()}
-        champion = None
-        if self.champion is not None:
-            specs = [each.model().spec for each in pair]
-            if any(specs[0][name] != specs[1][name] for name in ("task", "classes")):
-                raise UserError("the two models must predict the same to be compared", got="other classes or another task")
-            champion = self.champion.predicted().prediction
+        specs = [each.model().spec for each in pair]
+        if any(spec[name] != specs[0][name] for spec in specs for name in ("task", "classes")):
+            raise UserError("the two models must predict the same to be compared", got="other classes or another task")
         return Contest(
             rows=self.holdout().rows,
             challenger=self.challenger.predicted().prediction,
-            champion=champion,
+            champion=champion.predicted().prediction if champion else None,
             metric_of=_KnownFigures(known),
             column=self._column,
             costs=self.challenger.costs,

@@ -6,7 +6,7 @@ import json
 import shutil
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModelStatus
 
+from tests.commands import Answer, Workplace
 from tests.engines.conftest import MlflowServer
 from toolkit import Dataset, Experiment, Metric, Split, XGBoost
 from toolkit.core.encoding import encode
@@ -185,3 +186,81 @@ MODELS: dict[str, Callable[[], ModelPackage]] = {
     "with a text feature": lambda: train(experiment(rounds=2, categorical=("a", "region")), _with_text()),
     "of three classes": lambda: train(experiment(model=MULTICLASS, metric=Metric("mlogloss", "minimize")), _three_classes()),
 }
+
+
+# ---- scenes
+
+Model = str | Callable[[Shop], Logged]
+
+
+@dataclass
+class Scene:
+    """A folder with an experiment, and a registered model with a champion and a challenger."""
+
+    shop: Shop
+    workplace: Workplace
+    model: str
+    uri: str
+
+    def run(self, *arguments: str, experiment: str | None = "./churn.py") -> Answer:
+        chosen = ("--experiment", experiment) if experiment else ()
+        return self.workplace.here("promote", self.model, "--tracking-uri", self.uri, *chosen, *arguments)
+
+    def write(self, name: str, frame: pd.DataFrame) -> str:
+        frame.to_csv(self.workplace.folder / name, index=False)
+        return name
+
+
+@dataclass(frozen=True)
+class Case:
+    """What differs from the promotion that goes through, the exit code, and a part of what is said."""
+
+    code: int
+    message: str
+    arguments: tuple[str, ...] = ()
+    challenger: Model = "good"
+    champion: Model | None = "weak"
+    gates: str = GATES
+    experiment: dict[str, str] = field(default_factory=dict)
+    chosen: str | None = "./churn.py"
+    tags: dict[str, str] = field(default_factory=dict)
+    before: Callable[[Scene], Any] | None = None
+
+
+def set_up(shop: Shop, workplace: Workplace, case: Case, number: object) -> Scene:
+    scene = Scene(shop, workplace, f"churn_{number}", shop.uri)
+    scene.write("rows.csv", rows())
+    fields = {"name": "churn", "load": '"rows.csv"', "label": "y", "body": "", **case.experiment}
+    (workplace.folder / "churn.py").write_text(EXPERIMENT.format(gates=case.gates, **fields))
+
+    def logged(model: Model) -> Logged:
+        return shop.model(model) if isinstance(model, str) else model(shop)
+
+    if case.champion is not None:
+        champion = shop.register(scene.model, logged(case.champion))
+        shop.registry.set_alias(scene.model, "champion", champion)
+    shop.register(scene.model, logged(case.challenger), **case.tags)
+    if case.before:
+        case.before(scene)
+    return scene
+
+
+def holdout(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Scene], None]:
+    """`holdout.csv`, of rows that nobody has seen."""
+
+    def write(scene: Scene) -> None:
+        random = np.random.default_rng(7)
+        fresh = rows().copy()
+        for name in "abc":
+            fresh[name] = (fresh[name] + random.normal(0, 0.01, len(fresh))).round(6)
+        fresh["id"] += 1_000_000
+        scene.write("holdout.csv", change(fresh))
+
+    return write
+
+
+def text_of(answer: Answer) -> str:
+    return " ".join(f"{answer.out} {answer.err}".split())
+
+
+HOLDOUT = ("--holdout", "holdout.csv")

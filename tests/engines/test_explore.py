@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from tests.commands import Workplace
+from tests.commands import Workplace, workplace
 from tests.needs import need_java, skip_or_fail
 from toolkit import explore as verb
 from toolkit.core.errors import ClusterError, DataError, UserError
@@ -28,6 +29,8 @@ from toolkit.explore import explore
 from toolkit.settings import Settings
 
 pytestmark = pytest.mark.engine
+
+__all__ = ["workplace"]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def table(num_rows: int = 3000) -> pd.DataFrame:
             "flat": 1,
             "rare": np.r_[np.ones(3, dtype=int), np.zeros(num_rows - 3, dtype=int)],
             "limit": np.where(random.rand(num_rows) < 0.01, np.inf, signal),
-            "at": day + pd.to_timedelta(random.randint(0, 10**7, num_rows), unit="s"),
+            "at": (day + pd.to_timedelta(random.randint(0, 10**7, num_rows), unit="s")).astype("datetime64[us]"),
             "made": np.where(signal > 0, 1.5, 2.5),
         }
     )
@@ -94,7 +97,7 @@ DATASET = Dataset(load="unused", label="y", key="key", exclude=("made",), time="
 def by_spark(session: Any, frame: pd.DataFrame, task: Any, dataset: Dataset = DATASET, partitions: int = 3) -> Exploration:
     from toolkit.engines.spark_exploration import explore_table
 
-    rows = session.createDataFrame(frame).repartition(partitions)
+    rows = session.createDataFrame(pa.Table.from_pandas(frame, preserve_index=False)).repartition(partitions)
     return explore_table(rows, dataset, task, num_rows=len(frame), name="toy", division=Division(), tell=lambda text: None)
 
 
@@ -108,17 +111,17 @@ def same(value: float | None, expected: float | None, **tolerance: float) -> boo
 
 LABELS = {
     "binary": ("binary", lambda frame: frame.y),
-    "binary text": ("binary", lambda frame: frame.y.map({0: "no", 1: "yes"})),
     "binary boolean with gaps": ("binary", lambda frame: frame.y.astype(bool).astype(object).where(frame.index > 40, None)),
-    "classes": ("multiclass", lambda frame: frame["count"].clip(0, 3)),
+    "classes": ("multiclass", lambda frame: "class " + frame["count"].clip(0, 3).astype(str)),
     "numbers": ("regression", lambda frame: frame.smooth * 2 + frame.zone + np.arange(len(frame)) / 1e4),
     "few numbers": ("regression", lambda frame: frame["count"].clip(0, 2) * 1.5),
-    "ranking": ("ranking", lambda frame: frame["count"].clip(0, 3)),
 }
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_both_engines_find_the_same(spark: Any, name: str) -> None:
+    from toolkit.engines.spark_exploration import NUM_CATEGORIES
+
     task, label_of = LABELS[name]
     frame = table()
     frame["y"] = label_of(frame)
@@ -133,14 +136,16 @@ def test_both_engines_find_the_same(spark: Any, name: str) -> None:
                       "is_identifier", "measure", "missing_by_group"):  # fmt: skip
             assert getattr(one, field) == getattr(other, field), (other.name, field)
         for field in ("mean", "std", "min", "max", "missing_strength", "top_share"):
-            assert same(getattr(one, field), getattr(other, field), rel=1e-9), (other.name, field)
+            # Of keys beyond 2^53 doubles know the rows apart no more, and their spread only about.
+            assert same(getattr(one, field), getattr(other, field), rel=0.02 if other.name == "key" else 1e-9), (other.name, field)
         spread = (other.q75 or 0) - (other.q25 or 0)
         for field in ("q25", "median", "q75"):
             assert same(getattr(one, field), getattr(other, field), abs=0.02 * spread), (other.name, field)
-        # The halves of the rows, by which categories are scored, are drawn anew.
-        assert same(one.strength, other.strength, abs=0.03 if other.kind == "category" else 0.002), other.name
+        if other.kind != "category" or other.num_distinct <= NUM_CATEGORIES:
+            # The halves of the rows, by which categories are scored, are drawn anew.
+            assert same(one.strength, other.strength, abs=0.03 if other.kind == "category" else 0.002), other.name
         assert (one.histogram is None) == (other.histogram is None)
-        if one.histogram and other.histogram and not other.is_identifier:
+        if one.histogram and other.histogram and (other.kind != "category" or other.num_distinct <= NUM_CATEGORIES):
             assert one.histogram.values == other.histogram.values
             assert (one.histogram.edges is None) == (other.histogram.edges is None)
             if one.histogram.edges == other.histogram.edges or not other.histogram.edges:
@@ -205,18 +210,20 @@ def test_spark_types(spark: Any) -> None:
         F.lit(None).alias("nothing"),
         F.lit(b"x").alias("bytes"),
         F.concat(F.lit("n"), F.col("id").cast("string")).alias("text"),
+        F.concat(F.lit("2024-01-01T10:00:"), F.lpad((F.col("id") % 60).cast("string"), 2, "0")).alias("written"),
     )  # fmt: skip
     from toolkit.engines.spark_exploration import explore_table
 
-    data = Dataset(load="unused", label="y")
+    data = Dataset(load="unused", label="y", time="written")
     found = explore_table(rows, data, "binary", num_rows=num, name="toy", division=Division(), tell=lambda text: None)
     assert {column.name: column.kind for column in found.columns} == {
         "y": "number", "decimal": "number", "day": "time", "moment": "time", "wall": "time", "nested": "other", "nothing": "number",
-        "bytes": "other", "text": "category",
+        "bytes": "other", "text": "category", "written": "time",
     }  # fmt: skip
     assert found.column("decimal").max == pytest.approx((num - 1) / 8)
     assert found.column("day").min == datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC).timestamp()
     assert found.column("moment").min == 1_700_000_000
+    assert found.column("written").min == datetime.datetime(2024, 1, 1, 10, tzinfo=datetime.UTC).timestamp()
     assert found.column("nothing").is_constant
     json.dumps(found.as_json(), allow_nan=False)
 
@@ -255,7 +262,7 @@ CATEGORICAL = {"categorical": ("zone", "city")}
 
 def test_a_small_spark_frame_is_read_and_a_large_one_is_not(spark: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = table()
-    chosen = experiment(lambda: spark.createDataFrame(frame), **CATEGORICAL)
+    chosen = experiment(lambda: spark.createDataFrame(pa.Table.from_pandas(frame, preserve_index=False)), **CATEGORICAL)
     small = explore(chosen, settings=settings)
     assert small.exploration.engine == "pandas" and small.exploration.split is not None
     monkeypatch.setattr(verb, "MAX_CELLS", frame.size - 1)
@@ -263,24 +270,23 @@ def test_a_small_spark_frame_is_read_and_a_large_one_is_not(spark: Any, settings
     assert large.exploration.engine == "spark" and large.exploration.split is None and "not drawn" in large.exploration.split_note
     assert large.exploration.num_rows == small.exploration.num_rows
     page = Path(large.report_path).read_text()
-    assert "approximate in part" in page and "1,023 levels" in page.replace("1023", "1,023")
-    assert "exact" in Path(small.report_path).parent.name or small.report_path == large.report_path
+    assert "approximate in part" in page and "from counts of all rows in 1023 levels" in page
 
 
 def test_files_and_tables_that_are_large_stay_where_they_are(
     spark: Any, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = table().assign(at=lambda f: f["at"].astype("datetime64[us]"))
-    frame.to_parquet(tmp_path / "toy.parquet")
+    frame = table()
+    frame.sample(frac=1.0, random_state=0).to_parquet(tmp_path / "toy.parquet")  # with an index that is no column
     (tmp_path / "folder").mkdir()
     frame[:2000].to_parquet(tmp_path / "folder" / "a.parquet")
     frame[2000:].to_parquet(tmp_path / "folder" / "b.parquet")
-    spark.createDataFrame(frame).write.mode("overwrite").saveAsTable("default.toy_explored")
+    spark.createDataFrame(pa.Table.from_pandas(frame, preserve_index=False)).write.mode("overwrite").saveAsTable("default.toy_explored")
     monkeypatch.setattr(verb, "MAX_CELLS", 1000)
     expected = by_pandas(frame, "binary", experiment("x", **CATEGORICAL).dataset)
     for load in (str(tmp_path / "toy.parquet"), str(tmp_path / "folder"), "spark_catalog.default.toy_explored"):
         found = explore(experiment(load, **CATEGORICAL), settings=settings).exploration
-        assert found.engine == "spark" and found.num_rows == len(frame), load
+        assert found.engine == "spark" and found.num_rows == len(frame) and found.num_columns == frame.shape[1], load
         assert found.column("smooth").strength == pytest.approx(expected.column("smooth").strength, abs=0.002)
     frame.to_csv(tmp_path / "toy.csv", index=False)
     result = explore(experiment(str(tmp_path / "toy.csv"), **CATEGORICAL), settings=settings)
@@ -290,7 +296,7 @@ def test_files_and_tables_that_are_large_stay_where_they_are(
 
 def test_a_session_that_is_there_is_used_as_it_is(spark: Any, settings: Settings, tmp_path: Path) -> None:
     table().to_parquet(tmp_path / "toy.parquet")
-    with pytest.raises(ClusterError, match="for a session that is started for the exploration, got an active session"):
+    with pytest.raises(ClusterError, match="for a session that is started here, got an active session"):
         explore(experiment(str(tmp_path / "toy.parquet")), spark_master="local[2]", settings=settings)
     assert not Path(settings.home).exists()
 
@@ -380,11 +386,9 @@ def test_data_in_place_of_the_experiment_s_own(place: Workplace) -> None:
         (("./none.py",), "error: an experiment's file must exist, got ./none.py"),
         (("./toy.py", "--data", "none.csv"), "error: data: no such file, folder or table, got 'none.csv'"),
         (("./toy.py", "--set", "dataset.label=yy"), "error: dataset.label: no such column in the table, got 'yy'; did you mean 'y'?"),
-        (("./toy.py", "--set", "dataset.labl=y"), "error: dataset.labl: no such field, got dataset.labl; did you mean 'label'?"),
-        (("./toy.py", "--set", "dataset.label=city"), "error: label 'city': a binary objective needs exactly two values"),
+        (("./toy.py", "--set", "dataset.labl=y"), "error: dataset.labl: unknown field, got 'labl'; did you mean 'label'?"),
+        (("./toy.py", "--set", "dataset.label=count"), "error: label 'count': a binary objective needs exactly two values"),
         (("./toy.py", "--report", "."), "error: --report must name a file, got "),
-        (("./toy.py", "--spark-master", "spark://127.0.0.1:1"), "error: a Spark master must answer, got 127.0.0.1:1: Connection refused"),
-        (("./toy.py", "--spark-master", "sc://host"), "error: explore starts no Spark Connect session, got sc://…"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(place: Workplace, arguments: tuple[str, ...], message: str) -> None:
@@ -396,10 +400,24 @@ def test_bad_input_is_one_line_and_changes_nothing(place: Workplace, arguments: 
     assert "Traceback" not in answer.err and place.files() == before
 
 
+@pytest.mark.parametrize(
+    ("master", "message"),
+    [
+        ("spark://127.0.0.1:1", "error: a Spark master must answer, got 127.0.0.1:1: Connection refused"),
+        ("sc://host", "error: a Spark session that is started here is no Connect one, got sc://…"),
+    ],
+)
+def test_masters_that_cannot_be_used(place: Workplace, master: str, message: str) -> None:
+    need_java()
+    before = place.files()
+    answer = place.there("explore", "./toy.py", "--spark-master", master)  # a process of its own: here a session is active
+    assert answer.code == 1 and answer.err.splitlines()[-1].startswith(message) and place.files() == before
+
+
 def test_spark_of_its_own_ends_with_the_command(place: Workplace) -> None:
     """`--spark-master` counts on Spark whatever the size, in a session that is started and stopped; a CSV file it leaves to pandas."""
     need_java()
-    table().assign(at=lambda f: f["at"].astype("datetime64[us]")).to_parquet(place.folder / "toy.parquet")
+    table().to_parquet(place.folder / "toy.parquet")
     script = Path(sys.executable).with_name("toolkit")
     answer = place.finish(
         place.start("explore", "./toy.py", "--data", "toy.parquet", "--spark-master", "local[2]", "--json", script=script)

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 
 from tests.engines.conftest import MlflowServer, Proxy, Request, free_port
+from tests.packages import package_of
 from toolkit.core.errors import TrackingError
 from toolkit.core.study import Proposal, TrialRecord, TrialResult, TrialState
 from toolkit.engines import mlflow_store, mlflow_tracking
@@ -474,6 +475,7 @@ import mlflow, mlflow.xgboost
 import numpy as np, pandas as pd, xgboost as xgb
 before = dict(os.environ)
 from tests.engines.test_mlflow_tracking import Sweep
+from tests.packages import package_of
 from mlflow.tracking._tracking_service import utils
 from mlflow.tracking._model_registry import utils as registry_utils
 sweep = Sweep(sys.argv[1] or None, Path(sys.argv[2]))
@@ -484,7 +486,7 @@ report = Path(sys.argv[2], "report.html"); report.write_text("x"); sweep.tracker
 frame = pd.DataFrame(np.random.default_rng(0).random((50, 3)), columns=list("xyz"))
 matrix = xgb.DMatrix(frame, label=(frame["x"] > 0.5).astype(float))
 booster = xgb.train({"objective": "binary:logistic"}, matrix, num_boost_round=3)
-model = sweep.tracker.log_model(booster, frame.head(3))
+model = sweep.tracker.log_model(package_of(booster, frame.head(3)))
 sweep.tracker.finish("FINISHED", 1.0)
 assert sweep.tracker.close(30) == 0
 assert dict(os.environ) == before, {k: v for k, v in os.environ.items() if before.get(k) != v}
@@ -529,7 +531,7 @@ def test_the_model_loads_by_both_uris_and_predicts_probabilities(sweep: Sweep, t
     label = (frame["b"] + rng.normal(0, 0.2, 200) > 0.5).astype(np.float32)
     booster = xgboost.train({"objective": "binary:logistic", "max_depth": 3}, xgboost.DMatrix(frame, label=label), num_boost_round=7)
     sweep.tracker.connect()
-    uri = sweep.tracker.log_model(booster, frame.head(5), params={"max_depth": 3})
+    uri = sweep.tracker.log_model(package_of(booster, frame.head(5), params={"max_depth": 3}))
     assert uri.startswith("models:/m-")
     path = tmp_path / "rows.parquet"
     frame.astype("float64").to_parquet(path)
@@ -547,7 +549,11 @@ def test_the_model_loads_by_both_uris_and_predicts_probabilities(sweep: Sweep, t
 
 
 def test_a_model_that_cannot_be_stored_is_one_line(sweep: Sweep) -> None:
+    import xgboost
+
+    rows = pd.DataFrame({"a": [0.0, 1.0]})
+    booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(rows, label=[0.0, 1.0]), num_boost_round=1)
     sweep.tracker.connect()
     proxy_of(sweep).rule = lambda request, forward: False
     with pytest.raises(TrackingError, match="--resume"):
-        sweep.tracker.log_model(None, pd.DataFrame({"a": [1.0]}))
+        sweep.tracker.log_model(package_of(booster, rows))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+import ray.train
 import xgboost
 from sklearn.metrics import roc_auc_score
 
-from tests.commands import wait_until
+from tests.commands import Workplace, wait_until, workplace
 from toolkit.core.data import DataContext, Part
 from toolkit.core.encoding import encode_features
 from toolkit.core.errors import ClusterError, DataError, ExperimentError, UserError
 from toolkit.core.experiment import Metric, Training
 from toolkit.core.recipes import load_experiment
-from toolkit.engines import ray_training, tables
+from toolkit.engines import tables
 from toolkit.engines.parquet_shards import Columns, files_of, write
 from toolkit.engines.ray_cluster import LocalRay, RayConnection
-from toolkit.engines.ray_training import DistributedFit, DistributedResult, storage_folder, train_distributed
+from toolkit.engines.ray_training import _ENVIRONMENT, DistributedFit, DistributedResult, _Trainer, train_distributed
+from toolkit.engines.ray_training_cluster import storage_folder
 from toolkit.settings import Settings
 
 pytestmark = pytest.mark.engine
+__all__ = ["workplace"]
 
 RECIPES = Path(__file__).parents[2] / "experiments"
 
@@ -55,12 +60,18 @@ def predict(model: bytes, features: Floats) -> Floats:
     return prediction
 
 
+# In the environment of our Ray's processes: other tests may run trainings beside these.
+MARK = uuid.uuid4().hex
+
+
 @pytest.fixture(scope="module")
 def connection() -> Iterator[RayConnection]:
-    connection = RayConnection(LocalRay(dashboard=False))
-    connection.wait()
-    yield connection
-    connection.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOOLKIT_TEST_MARK", MARK)
+        connection = RayConnection(LocalRay(dashboard=False))
+        connection.wait()
+        yield connection
+        connection.stop()
 
 
 class Lab:
@@ -112,11 +123,13 @@ def workers() -> list[int]:
     return processes("ray::TrainingWorker")
 
 
-def processes(name: str) -> list[int]:
+def processes(name: str, mark: str | None = None) -> list[int]:
+    """Those of our Ray whose command line has `name`."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(name.encode()):
+            is_ours = f"TOOLKIT_TEST_MARK={mark or MARK}".encode() in (folder / "environ").read_bytes()
+            if is_ours and name.encode() in (folder / "cmdline").read_bytes().split(b"\0")[0]:
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -244,6 +257,9 @@ def test_ctrl_c_ends_the_workers_and_the_next_call_goes_on(
     expected: DistributedResult, lab: Lab, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(line: str) -> None:
+        if line.startswith("round 5/"):
+            with pytest.raises(ClusterError, match="the same training must not run twice at once, got another process at it; wait for it"):
+                lab.run(lab.a_fit)
         if line.startswith("round 10/"):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -258,10 +274,51 @@ def test_ctrl_c_ends_the_workers_and_the_next_call_goes_on(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_same_training_twice_at_once(lab: Lab) -> None:
-    with ray_training._locked(lab.folder / "home", f"training-{ray_training._fingerprint(lab.a_fit, Training(checkpoint_every=5))}"):
-        got = lab.refusal(lab.a_fit, ClusterError)
-    assert got == "the same training must not run twice at once, got another process at it; wait for it"
+HEAD_DIES = """
+import os, signal, sys
+from pathlib import Path
+from tests.engines import test_ray_training as tests
+connection = tests.RayConnection(tests.LocalRay(dashboard=False))
+connection.wait()
+head = [pid for name in ("gcs_server",) for pid in tests.processes(name, sys.argv[2])]
+try:
+    lab = tests.Lab(Path(sys.argv[1]), connection)
+    lab.run(lab.a_fit, lambda line: [os.kill(pid, signal.SIGKILL) for pid in head])
+except tests.ClusterError as error:
+    print(error, len(head))
+finally:
+    connection.stop()
+"""
+
+
+@pytest.mark.fault
+def test_a_head_that_dies_ends_the_training_in_a_line(workplace: Workplace, tmp_path: Path) -> None:
+    script = tmp_path / "head_dies.py"
+    script.write_text(HEAD_DIES)
+    workplace.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    answer = workplace.finish(workplace.start(str(tmp_path), workplace.mark, script=script), timeout_s=200)
+    assert answer.out == (
+        "Ray must live as long as the training, got Ray's gcs_server died; run it again: it goes on from its checkpoint 1\n"
+    ), answer
+    workplace.all_gone()
+
+
+def test_what_is_used_of_ray_s_private_parts_is_there() -> None:
+    """A `controller` that is started by hand, callbacks that are chosen, classes of processes that are replaced."""
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.xgboost import XGBoostTrainer
+
+    assert issubclass(_Trainer, XGBoostTrainer)
+    assert TrainController.worker_group_cls is WorkerGroup and WorkerGroup._worker_cls is RayTrainWorker
+    body = inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    assert "ray.get(controller.run.remote())" in body and "return ray.get(controller.get_result.remote())" in body
+    assert "self._initialize_and_run_controller(" in inspect.getsource(DataParallelTrainer.fit)
+    assert "callbacks=self._create_default_callbacks()" in inspect.getsource(DataParallelTrainer.fit)
+    propagated = ray.train.v2._internal.constants.ENV_VARS_TO_PROPAGATE
+    assert set(_ENVIRONMENT) <= propagated
 
 
 # --- what does not fit

@@ -269,6 +269,15 @@ def test_parts_that_are_missing_or_changed_are_an_error():
             ORDINARY.decode(broken)
 
 
+@pytest.mark.parametrize("rules", [ORDINARY, UNITY_CATALOG])
+def test_parts_without_a_head_are_known(rules):
+    whole, begun = rules.encode("toolkit.intent.a", "x" * 12_000), rules.encode("toolkit.intent.b", "y" * 12_000)
+    *parts, head = begun
+    stored = {**whole, **{key: begun[key] for key in parts}}
+    assert rules.orphans("toolkit.intent.", stored) == parts
+    assert rules.orphans("toolkit.intent.", {**stored, head: begun[head]}) == rules.orphans("toolkit.audit.", stored) == []
+
+
 def test_an_older_value_is_whole_until_the_last_part_of_the_new_one():
     old, new = (ORDINARY.encode("toolkit.gates", letter * 12_000) for letter in "ab")
     stored = dict(old)

@@ -80,8 +80,8 @@ def promote(
             write_rows(answer, *summary(result))
         for notice in result.notices:
             sys.stderr.write(f"warning: {notice}\n")
-        for gate in result.failed:
-            sys.stderr.write(f"not promoted: {gate.name}: {gate.reason}\n")
+        for gate, why in result.refusals:
+            sys.stderr.write(f"not promoted: {gate}: {why}\n")
     if result.failed:
         raise typer.Exit(NO)
 

@@ -43,10 +43,10 @@ def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task
     location = without_secrets(location)
     where = location if like is None else f"hold-out table {location}"
     refuse_names(repeated(frame.columns), f"data: column names must differ ({where})")
-    _check_columns(frame, dataset, where)
+    check_columns(frame, dataset, where)
     if frame.empty:
         raise DataError("data: needs rows", got=f"0 rows in {where}", next_step="check the table")
-    names = _feature_names(frame, dataset) if like is None else like.feature_names
+    names = names_of_features(frame, dataset) if like is None else like.feature_names
     refuse_names([name for name in names if name not in frame.columns], f"data: {where} lacks features of the training table")
     refuse_names([name for name in dataset.categorical if name not in names], f"dataset.categorical: no such feature in {where}")
     _check_key(frame, dataset.key)
@@ -81,7 +81,7 @@ def repeated(names: Iterable[str]) -> list[str]:
     return [str(name) for name in index[index.duplicated()].unique()]
 
 
-def _check_columns(frame: pd.DataFrame, dataset: Dataset, where: str) -> None:
+def check_columns(frame: pd.DataFrame, dataset: Dataset, where: str) -> None:
     named = {"label": dataset.label, "key": dataset.key, "time": dataset.time, "group": dataset.group, "weight": dataset.weight}
     wanted = [*named.items(), *(("exclude", name) for name in dataset.exclude)]
     for field, name in wanted:
@@ -89,7 +89,7 @@ def _check_columns(frame: pd.DataFrame, dataset: Dataset, where: str) -> None:
             raise DataError(f"dataset.{field}: no such column in {where}", got=repr(name), next_step=nearest(name, frame.columns))
 
 
-def _feature_names(frame: pd.DataFrame, dataset: Dataset) -> tuple[str, ...]:
+def names_of_features(frame: pd.DataFrame, dataset: Dataset) -> tuple[str, ...]:
     names = tuple(name for name in frame.columns if name not in dataset.not_features)
     if not names:
         raise DataError(
@@ -108,7 +108,7 @@ def _check_key(frame: pd.DataFrame, key: str | None) -> None:
     if len(repeated):
         raise DataError(
             f"dataset.key {key!r}: must be unique",
-            got=f"{len(repeated):,} repeated values, first {_shown(_plain(repeated.iloc[0]))}",
+            got=f"{len(repeated):,} repeated values, first {_shown(plain(repeated.iloc[0]))}",
             next_step="drop the copies, or name another key",
         )
 
@@ -141,7 +141,7 @@ def encode_features(frame: pd.DataFrame, features_of: Mapping[str, Sequence[Any]
             column[:] = _codes(frame[name], categories)
             continue
         with np.errstate(over="ignore"):  # what does not fit is infinite, and refused below
-            column[:] = _numbers(
+            column[:] = numbers_of(
                 frame[name], f"feature {name!r}", "turn it into numbers, or name it in dataset.categorical or dataset.exclude"
             )
         infinite = int(np.isinf(column).sum())
@@ -161,7 +161,7 @@ def encode_features(frame: pd.DataFrame, features_of: Mapping[str, Sequence[Any]
 def categories_of(column: pd.Series[Any]) -> tuple[Any, ...]:
     """The values of a categorical feature, sorted."""
     what = f"feature {column.name!r} in dataset.categorical"
-    found = {_plain(value) for value in column.dropna().unique()}
+    found = {plain(value) for value in column.dropna().unique()}
     kinds = sorted({type(value).__name__ for value in found})
     if not {*kinds} <= {"str", "bool", "int"} or len({kind == "str" for kind in kinds}) > 1:
         raise DataError(f"{what}: must be text, or whole numbers or booleans", got=", ".join(kinds), next_step="convert the column")
@@ -178,11 +178,11 @@ def _codes(column: pd.Series[Any], categories: Sequence[Any]) -> Floats:
     """(n,) places among `categories`; NaN where missing or unknown."""
     codes = {value: float(code) for code, value in enumerate(categories)}
     inverse, distinct = pd.factorize(column)
-    by_value = np.array([*(codes.get(_plain(value), np.nan) for value in distinct), np.nan], dtype=np.float32)
+    by_value = np.array([*(codes.get(plain(value), np.nan) for value in distinct), np.nan], dtype=np.float32)
     return by_value[inverse]  # factorize gives -1 for what is missing: the NaN at the end
 
 
-def _numbers(column: pd.Series[Any], what: str, next_step: str) -> npt.NDArray[Any]:
+def numbers_of(column: pd.Series[Any], what: str, next_step: str) -> npt.NDArray[Any]:
     """(n,) numbers, missing ones NaN."""
     dtype = column.dtype
     if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype):
@@ -197,7 +197,7 @@ def _numbers(column: pd.Series[Any], what: str, next_step: str) -> npt.NDArray[A
     as_text = present.astype(str)
     position = int(pd.to_numeric(as_text, errors="coerce").isna().to_numpy().argmax())
     row = int(present.index[position]) + 1
-    raise DataError(f"{what}: must be numeric", got=f"{_shown(_plain(present.iloc[position]))} in row {row:,}", next_step=next_step)
+    raise DataError(f"{what}: must be numeric", got=f"{_shown(plain(present.iloc[position]))} in row {row:,}", next_step=next_step)
 
 
 def _shown(value: Any) -> str:
@@ -213,15 +213,15 @@ def _label(
     if constant_is_wrong and column.nunique() == 1:
         raise DataError(
             f"{what}: needs at least two values",
-            got=f"{_shown(_plain(column.iloc[0]))} in all {len(column):,} rows",
+            got=f"{_shown(plain(column.iloc[0]))} in all {len(column):,} rows",
             next_step="check dataset.label",
         )
     if task in ("binary", "multiclass"):
-        return _classes(column, what, task, classes)
-    values = _numbers(column, what, "use a classification objective, or turn it into numbers").astype(np.float32)
+        return encode_classes(column, what, task, classes)
+    values = numbers_of(column, what, "use a classification objective, or turn it into numbers").astype(np.float32)
     if not np.isfinite(values).all():
         row = int((~np.isfinite(values)).argmax())
-        raise DataError(f"{what}: must be finite", got=f"{_shown(_plain(column.iloc[row]))} in row {row + 1:,}", next_step="correct it")
+        raise DataError(f"{what}: must be finite", got=f"{_shown(plain(column.iloc[row]))} in row {row + 1:,}", next_step="correct it")
     if task == "ranking" and (values < 0).any():
         raise DataError(f"{what}: a relevance is 0 or more", got=f"{values.min():g}", next_step="shift the label")
     return values + np.float32(0.0), None
@@ -234,13 +234,13 @@ def classes_of(values: pd.Series[Any], task: Task) -> tuple[Any, ...]:
         DataError: fewer than two, or values that are no classes of this task.
     """
     if len(values) < 2:
-        got = _shown(_plain(values.iloc[0])) if len(values) else "none"
+        got = _shown(plain(values.iloc[0])) if len(values) else "none"
         raise DataError(f"label {values.name!r}: needs at least two values", got=got, next_step="check dataset.label")
-    return _classes(values, f"label {values.name!r}", task, None)[1]
+    return encode_classes(values, f"label {values.name!r}", task, None)[1]
 
 
-def _classes(column: pd.Series[Any], what: str, task: Task, classes: tuple[Any, ...] | None) -> tuple[Floats, tuple[Any, ...]]:
-    values = [_plain(value) for value in column.unique()]
+def encode_classes(column: pd.Series[Any], what: str, task: Task, classes: tuple[Any, ...] | None) -> tuple[Floats, tuple[Any, ...]]:
+    values = [plain(value) for value in column.unique()]
     if not all(isinstance(value, str | bool | int | float) for value in values) or len({isinstance(v, str) for v in values}) > 1:
         raise DataError(
             f"{what}: classes must be text, or whole numbers or booleans",
@@ -270,11 +270,11 @@ def _classes(column: pd.Series[Any], what: str, task: Task, classes: tuple[Any, 
     known = found if classes is None else classes
     codes = {value: code for code, value in enumerate(known)}
     distinct, inverse = column.unique(), pd.factorize(column)[0]
-    encoded = np.array([codes[_plain(value)] for value in distinct], dtype=np.float32)
+    encoded = np.array([codes[plain(value)] for value in distinct], dtype=np.float32)
     return encoded[inverse], known
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A Python scalar; whole floats as integers, for that is what a column of classes becomes where some tool saw a gap in it."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Decimal):
@@ -285,7 +285,7 @@ def _plain(value: Any) -> Any:
 def _weight(column: pd.Series[Any]) -> Floats:
     what = f"dataset.weight {column.name!r}"
     _refuse_missing(column, what)
-    weight: Floats = _numbers(column, what, "turn it into numbers").astype(np.float32)
+    weight: Floats = numbers_of(column, what, "turn it into numbers").astype(np.float32)
     wrong = ~(np.isfinite(weight) & (weight >= 0))
     if wrong.any():
         row = int(wrong.argmax())
@@ -319,7 +319,7 @@ def _time(column: pd.Series[Any]) -> npt.NDArray[Any]:
         row = int(moments.isna().to_numpy().argmax())
         raise DataError(
             f"{what}: must be times or numbers",
-            got=f"{_shown(_plain(column.iloc[row]))} in row {row + 1:,}",
+            got=f"{_shown(plain(column.iloc[row]))} in row {row + 1:,}",
             next_step="write times as 2024-12-31T23:59:59",
         )
     beyond = ~moments.between(_FIRST_TIME, _LAST_TIME)
@@ -327,7 +327,7 @@ def _time(column: pd.Series[Any]) -> npt.NDArray[Any]:
         row = int(beyond.to_numpy().argmax())
         raise DataError(
             f"{what}: must lie between the years 1678 and 2262, for nanoseconds since 1970 in 64 bits reach no further",
-            got=f"{_shown(_plain(column.iloc[row]))} in row {row + 1:,}",
+            got=f"{_shown(plain(column.iloc[row]))} in row {row + 1:,}",
             next_step="replace what means never by a real time, or drop these rows in dataset.load",
         )
     nanoseconds: npt.NDArray[np.int64] = moments.dt.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)

@@ -54,16 +54,21 @@ class Facts:
     max: float | None = None
 
 
-def column_of(facts: Facts, levels: Levels | None, role: Role, groups: Sequence[str], task: Task, num_rows: int) -> Column:
-    """`levels`: None where the column's values are not looked at (nested ones)."""
+def column_of(
+    facts: Facts, levels: Levels | None, role: Role, groups: Sequence[str], task: Task, num_rows: int, num_different: int
+) -> Column:
+    """
+    Args:
+        levels: None where the column's values are not looked at (nested ones).
+        num_different: rows less those that repeat an earlier one, whose identifiers are repeated, too.
+    """
     num_present = num_rows - facts.num_missing
     top_value, num_top = top(levels, is_boolean=facts.kind == "boolean") if levels else (None, facts.num_missing)
     top_share = max(num_top, facts.num_missing) / num_rows
     is_constant = facts.num_distinct + (facts.num_missing > 0) <= 1
     has_own_values = facts.kind == "category" or (facts.kind == "number" and facts.is_whole)
-    is_identifier = (
-        has_own_values and num_present >= MIN_IDENTIFIER_ROWS and facts.num_distinct >= IDENTIFIER_SHARE * num_present and not is_constant
-    )
+    num_own = min(num_present, num_different)
+    is_identifier = has_own_values and num_own >= MIN_IDENTIFIER_ROWS and facts.num_distinct >= IDENTIFIER_SHARE * num_own
     against_label = role in ("feature", "exclude")
     is_number = facts.kind in ("number", "boolean", "time")
     histogram, five = None, None

@@ -69,13 +69,15 @@ def explore_frame(frame: pd.DataFrame, dataset: Dataset, task: Task, divide: Cal
     division = divide(label.groups)
     values = {str(name): _values_of(frame[name], name in dataset.categorical, name == dataset.time) for name in frame.columns}
     halves = np.random.default_rng(_SEED).integers(0, 2, len(frame))
+    features = {name: each for name, each in values.items() if role_of(name, dataset) == "feature"}
+    duplicates = _duplicates(features, None if dataset.key is None else frame[dataset.key], len(frame))
     columns = tuple(
         column_of(
-            _facts(frame[name], each), _levels(each, halves, label), role_of(name, dataset), label.groups.names, task, len(frame)
+            _facts(frame[name], each), _levels(each, halves, label), role_of(name, dataset), label.groups.names, task, len(frame),
+            len(frame) - duplicates.num_rows,
         )
         for name, each in values.items()
     )  # fmt: skip
-    features = {column.name: values[column.name] for column in columns if column.role == "feature"}
     return assembled(
         columns,
         division,
@@ -86,7 +88,7 @@ def explore_frame(frame: pd.DataFrame, dataset: Dataset, task: Task, divide: Cal
         task=task,
         label=dataset.label,
         memory_bytes=int(frame.memory_usage(index=False, deep=True).sum()),
-        duplicates=_duplicates(features, None if dataset.key is None else frame[dataset.key], len(frame)),
+        duplicates=duplicates,
         products=_products(features, label, dataset.label),
     )
 
@@ -104,8 +106,8 @@ def check_table(names: Sequence[str], num_rows: int, dataset: Dataset) -> None:
     """
     encoding.refuse_names(encoding.repeated(names), "data: column names must differ")
     empty = pd.DataFrame(columns=list(names))
-    encoding._check_columns(empty, dataset, "the table")
-    encoding._feature_names(empty, dataset)
+    encoding.check_columns(empty, dataset, "the table")
+    encoding.names_of_features(empty, dataset)
     if not num_rows:
         raise DataError("data: needs rows", got="0 rows", next_step="check the table")
 
@@ -136,7 +138,7 @@ def _as_doubles(column: pd.Series[Any]) -> Doubles:
         return np.asarray(column.to_numpy(np.float64, na_value=np.nan), dtype=np.float64)
     if pd.api.types.infer_dtype(column, skipna=True) == "boolean":
         return np.asarray(column.astype("boolean").to_numpy(np.float64, na_value=np.nan), dtype=np.float64)
-    return np.asarray(encoding._numbers(column, f"column {column.name!r}", ""), dtype=np.float64)
+    return np.asarray(encoding.numbers_of(column, f"column {column.name!r}", ""), dtype=np.float64)
 
 
 def _categories(column: pd.Series[Any]) -> _Values:
@@ -151,7 +153,7 @@ def _categories(column: pd.Series[Any]) -> _Values:
 
 
 def category_text(value: Any) -> str:
-    return str(encoding._plain(value))
+    return str(encoding.plain(value))
 
 
 def _facts(column: pd.Series[Any], values: _Values) -> Facts:
@@ -229,11 +231,11 @@ def _label(column: pd.Series[Any], task: Task) -> _Label:
         groups = class_groups(list(distinct), np.bincount(inverse, minlength=len(distinct)).tolist(), name, task)
         assert groups.classes is not None
         code_of = {value: code for code, value in enumerate(groups.classes)}
-        by_value = np.array([code_of[encoding._plain(value)] for value in distinct], dtype=np.int64)
+        by_value = np.array([code_of[encoding.plain(value)] for value in distinct], dtype=np.int64)
         numbers[is_there] = by_value[inverse]
     else:
         what = f"label {name!r}"
-        numbers[is_there] = encoding._numbers(present, what, "use a classification objective, or turn it into numbers")
+        numbers[is_there] = encoding.numbers_of(present, what, "use a classification objective, or turn it into numbers")
         is_there = is_there & np.isfinite(numbers)
         groups = number_groups(numbers[is_there], name)
     codes = np.full(len(column), len(groups.names), dtype=np.int64)

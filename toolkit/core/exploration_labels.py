@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from toolkit.core.data import LoadedData, Part, SplitData, take
-from toolkit.core.encoding import _classes
+from toolkit.core.encoding import encode_classes
 from toolkit.core.errors import DataError
 from toolkit.core.exploration import Overlap, PartFigures, SplitFigures
 from toolkit.core.exploration_levels import number_text
@@ -60,7 +60,7 @@ def class_groups(values: Sequence[Any], counts: Sequence[int], name: str, task: 
     """
     column = pd.Series(list(values), name=name)
     _refuse_constant(len(values), sum(counts), name)
-    codes, classes = _classes(column, f"label {name!r}", task, None)
+    codes, classes = encode_classes(column, f"label {name!r}", task, None)
     rows = np.bincount(codes.astype(np.int64), weights=np.asarray(counts, dtype=np.float64), minlength=len(classes))
     if len(classes) <= MAX_GROUPS:
         return LabelGroups(tuple(map(str, classes)), classes, np.arange(len(classes)), np.empty(0, dtype=np.float32))

@@ -13,10 +13,11 @@ from toolkit.core.gates import GateResult, Status
 
 @dataclass(frozen=True)
 class HoldoutSummary:
-    """The rows that both models were judged on. `kind` and `location` as in `core.data.DataSource`; `description` in words."""
+    """The rows that both models were judged on. `kind`, `location` and `sha256` as in `core.data.DataSource`; `description` in words."""
 
     kind: str
     location: str
+    sha256: str
     num_rows: int
     description: str
 
@@ -80,15 +81,24 @@ class PromotionResult:
         return tuple(gate for gate in self.gates if gate.status is Status.OVERRIDDEN)
 
     @property
+    def refusals(self) -> list[tuple[str, str]]:
+        """(gate, reason) of those that failed; others that failed for the same reason are named in it."""
+        by_reason: dict[str, list[str]] = {}
+        for gate in self.failed:
+            by_reason.setdefault(gate.reason, []).append(gate.name)
+        return [(first, reason + (f" (so too {', '.join(others)})" if others else "")) for reason, (first, *others) in by_reason.items()]
+
+    @property
     def verdict(self) -> str:
         """One sentence."""
         name = f"version {self.version} of {self.model}"
         if self.was_champion:
             return f"{name} is champion already"
         if self.failed:
-            return f"{name} is not promoted: {len(self.failed)} of {len(self.gates)} gates say no"
+            say = "says" if len(self.failed) == 1 else "say"
+            return f"{name} is not promoted: {len(self.failed)} of {len(self.gates)} gates {say} no"
         replaced = f"in place of version {self.champion.version}" if self.champion else "the first one"
-        by = f", {len(self.overridden)} gates overridden" if self.overridden else ""
+        by = f"; overridden: {', '.join(gate.name for gate in self.overridden)}" if self.overridden else ""
         return f"{name} {'is champion now' if self.is_promoted else 'may become champion'}, {replaced}{by}"
 
     def as_json(self) -> dict[str, Any]:

@@ -63,6 +63,12 @@ class TagRules:
         """Stored keys of all parts that were ever written for `key`."""
         return [each for each in stored if (match := PART.fullmatch(self._name(each))) and match[1] == key]
 
+    def orphans(self, prefix: str, stored: Mapping[str, str]) -> list[str]:
+        """Stored keys of parts whose head, of a key that begins with `prefix`, is not there: its writer died, or its remover."""
+        names = {self._name(each) for each in stored}
+        found = [(each, PART.fullmatch(self._name(each))) for each in stored]
+        return [each for each, match in found if match and match[1].startswith(prefix) and match[1] not in names]
+
     def _name(self, stored: str) -> str:
         return stored if self.has_dots or not stored.startswith(self.key(OURS)) else stored.replace(DOT, ".")
 

@@ -225,6 +225,11 @@ class RegisteredModels(RegistryStore):
         for part in self._parts(name, key, version):
             self._delete_stored(name, part, version)
 
+    def drop_orphans(self, name: str, prefix: str) -> None:
+        """Remove what is left of long tags of the model. For the only one who may write tags that begin with `prefix`."""
+        for stored_key in self.rules.orphans(prefix, self.call("get_registered_model", name).tags):
+            self._delete_stored(name, stored_key, None)
+
     def _parts(self, name: str, key: str, version: int | None) -> list[str]:
         get = ("get_registered_model", name) if version is None else ("get_model_version", name, str(version))
         return self.rules.parts(key, self.call(*get).tags)

@@ -140,10 +140,12 @@ class RegistryStore:
             raise error from refusal
 
     def unreachable(self, silence: Unanswered) -> RegistryError:
+        is_databricks = self.is_unity_catalog or self.is_workspace
+        mend = "sign in to Databricks (DATABRICKS_HOST and DATABRICKS_TOKEN, or a profile)" if is_databricks else "start it"
         return RegistryError(
             "the model registry must answer",
             got=f"{self.display_uri} ({silence})",
-            next_step="start it, or correct --registry-uri or MLFLOW_REGISTRY_URI",
+            next_step=f"{mend}, or correct --registry-uri or MLFLOW_REGISTRY_URI",
         )
 
     def half_answer(self, what: str) -> RegistryError:

@@ -1,7 +1,7 @@
 """Rows in Parquet files, as the workers of a distributed training read them: who reads which rows, and as what numbers.
 
 The files are either the table's own, whose columns become numbers while they are read, or were written for the training, as numbers
-already: by `write` from arrays, by `spark_shards` from a Spark table. Their rows are those of the files in the order of their paths.
+already. Rows are in the order of the files.
 
 Shapes: n rows, d features. A matrix of rows is (n, d + 1) float32, or (n, d + 2) with weights: features, label, weight.
 """
@@ -89,21 +89,32 @@ def files_of(location: str | Path) -> tuple[str, ...]:
     return files
 
 
+def num_rows_of(files: Sequence[str]) -> int:
+    """By their own books.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return sum(_footer(file)[0].num_rows for file in files)
+
+
 def write(part: Part, columns: Columns, folder: Path) -> tuple[str, ...]:
-    """Write encoded rows as codes, in their order; the files.
+    """Write encoded rows as codes; the files. They come in an order by chance, always the same: each worker's rows shall be like all rows,
+    for XGBoost takes the mean of the workers' AUC.
 
     Raises:
         DataError: the folder cannot be written to.
     """
     arrays = [*part.features.T, part.label, *([part.weight] if columns.weight and part.weight is not None else [])]
     assert len(arrays) == len(columns.names), "the part has the columns' features, and weights where they have"
+    order = np.random.RandomState(0).permutation(part.num_rows)
     per_file = columns.rows_per_block * (_FILE_BYTES // BLOCK_BYTES)
     files: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, part.num_rows, per_file):
-            rows = slice(start, start + per_file)
-            table = pa.table([pa.array(np.ascontiguousarray(array[rows])) for array in arrays], names=columns.names)
+            rows = order[start : start + per_file]
+            table = pa.table([pa.array(array[rows]) for array in arrays], names=columns.names)
             path = folder / f"part-{len(files):05d}.parquet"
             pq.write_table(table, path, row_group_size=columns.rows_per_block, compression="zstd", use_dictionary=False)
             files.append(str(path))
@@ -133,7 +144,7 @@ def divide(files: Sequence[str], columns: Columns, num_workers: int) -> list[tup
     if num_rows < num_workers:
         raise DataError(
             "distributed training needs at least as many rows as workers",
-            got=f"{num_rows:,} rows and {num_workers} workers in {Path(files[0]).parent}",
+            got=f"{num_rows:,} rows and {num_workers} workers" + (f" in {Path(files[0]).parent}" if files else ""),
             next_step="lower training.num_workers, or train without --distributed",
         )
     return [_between(groups, num_rows * rank // num_workers, num_rows * (rank + 1) // num_workers) for rank in range(num_workers)]
@@ -184,7 +195,7 @@ def _matrix(batch: pa.RecordBatch, columns: Columns, chunk: Chunk, row: int) -> 
             matrix[:, place] = batch.column(name).to_numpy(zero_copy_only=False)
         return matrix
     first_row = chunk.first_row + row - chunk.start
-    frame = batch.to_pandas()
+    frame = batch.to_pandas(ignore_metadata=True)
     frame.index = frame.index + first_row  # it is what messages count rows by
     kinds = {**columns.features, columns.label: columns.classes, **({columns.weight: None} if columns.weight else {})}
     matrix = encode_features(frame, kinds)

@@ -17,11 +17,8 @@ import json
 import logging
 import os
 import shutil
-import socket
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -42,16 +39,17 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer  # ray.train.xgboost's, which has the older one's types
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from toolkit.core.errors import ClusterError, DataError, ExperimentError
+from toolkit.core.errors import ClusterError, DataError
 from toolkit.core.experiment import Metric, Training
-from toolkit.core.secrets import without_secrets
 from toolkit.engines.parquet_shards import Columns, divide
 from toolkit.engines.ray_cluster import RayConnection
-from toolkit.engines.ray_rows import look
+from toolkit.engines.ray_training_cluster import check_nodes, check_room, first_line, nodes, num_hosts, storage_folder
 from toolkit.engines.ray_training_loop import Teller, TrainingController, WorkerTask, describe, work
 from toolkit.engines.xgboost_distributed import Stopping, check_params
 
-_LOOK_EVERY_S = 0.2
+__all__ = ["DistributedFit", "DistributedResult", "num_hosts", "storage_folder", "train_distributed"]
+
+_LOOK_EVERY_S = 0.5
 # Ray Train asks its workers each 2 s otherwise, and has a process more that watches for nodes about to be taken away, which only some
 # clusters announce.
 _ENVIRONMENT = {
@@ -60,7 +58,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _ABORT_TIMEOUT_S = 15
-_PROBE_TIMEOUT_S = 60
 
 _logger = logging.getLogger("toolkit")
 
@@ -115,34 +112,6 @@ class DistributedResult:
     wall_s: float
 
 
-def storage_folder(training: Training, default: Path, num_hosts: int) -> Path:
-    """Where rows and checkpoints of a training lie; `default` is of this host alone.
-
-    Raises:
-        ExperimentError: several hosts and no folder that they share, or an address that is no folder's.
-    """
-    if training.storage_path is None:
-        if num_hosts > 1:
-            raise ExperimentError(
-                "training.storage_path: required on several hosts, a folder that all of them see",
-                got=f"none, and {num_hosts} hosts",
-                next_step="name a mounted one (NFS; /Volumes/… on Databricks)",
-            )
-        return default
-    if "://" in training.storage_path or training.storage_path.startswith("dbfs:"):
-        raise ExperimentError(
-            "training.storage_path: a folder that every node has mounted",
-            got=without_secrets(training.storage_path),
-            next_step="name it by its path (/Volumes/… on Databricks)",
-        )
-    return Path(training.storage_path).expanduser().absolute()
-
-
-def num_hosts() -> int:
-    """Of the connected Ray: several of its nodes may be on one."""
-    return len({node["NodeManagerAddress"] for node in _nodes()})
-
-
 def train_distributed(
     fit: DistributedFit,
     training: Training,
@@ -170,8 +139,8 @@ def train_distributed(
     check_params(fit.params, fit.metric.name, fit.columns)
     # Ray Train's controller would start it, and wait for it.
     get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
-    nodes = _nodes()
-    _check_room(nodes, training)
+    there = nodes()
+    check_room(there, training)
     task = WorkerTask(
         columns=fit.columns,
         train=divide(fit.train, fit.columns, training.num_workers),
@@ -181,12 +150,13 @@ def train_distributed(
         num_boost_round=fit.num_boost_round,
         checkpoint_every=training.checkpoint_every,
     )
-    name = f"training-{_fingerprint(fit, training)}"
-    with _locked(home, name), tempfile.TemporaryDirectory(prefix="training-") as folder:
-        _check_nodes(nodes, storage, [files[0] for files in (fit.train, fit.validation) if files], training)
-        told = _Told(Path(folder) / "events.jsonl", progress, fit, training)
-        answer = _run(_trainer(task, training, storage, name, told.path), connection, told, training, storage / name)
-        shutil.rmtree(storage / name, ignore_errors=True)
+    name = f"training-{_fingerprint(fit, training, task)}"
+    folder = storage / name
+    with _locked(home, name):
+        check_nodes(there, storage, [files[0] for files in (fit.train, fit.validation) if files], training)
+        told = _Told(folder / "events", progress, fit, training)
+        answer = _run(_trainer(task, training, folder, told.folder), connection, told, training, folder)
+        shutil.rmtree(folder, ignore_errors=True)
     if answer["error"] is not None:
         raise DataError(answer["error"])
     assert answer["model"] is not None
@@ -206,86 +176,30 @@ def train_distributed(
     )
 
 
-def _fingerprint(fit: DistributedFit, training: Training) -> str:
+def _fingerprint(fit: DistributedFit, training: Training, task: WorkerTask) -> str:
     """Of all that the model depends on."""
+    num_rows = [sum(chunk.num_rows for chunks in part for chunk in chunks) for part in (task.train, task.validation or ())]
     parts = [fit.data_id, fit.columns, sorted(fit.params.items()), fit.metric, fit.num_boost_round, fit.early_stopping_rounds]
-    parts += [training.num_workers, training.cpus_per_worker, training.checkpoint_every, [len(files) for files in (fit.train, fit.validation or ())]]
+    parts += [training.num_workers, training.cpus_per_worker, training.checkpoint_every, num_rows]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def _locked(home: Path, name: str) -> Iterator[None]:
     home.mkdir(parents=True, exist_ok=True)
-    with (home / f"{name}.lock").open("w") as lock:
-        try:
+    path = home / f"{name}.lock"
+    with path.open("w") as lock:
+        is_ours = False
+        with suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ClusterError(
-                "the same training must not run twice at once", got="another process at it", next_step="wait for it"
-            ) from error
-        yield
-        Path(lock.name).unlink()
-
-
-# --- before anything slow
-
-
-def _nodes() -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node for node in nodes if node["Alive"]]
-
-
-def _check_room(nodes: Sequence[Mapping[str, Any]], training: Training) -> None:
-    """Ray Train itself would wait for CPUs that never come."""
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes]
-    if sum(each // training.cpus_per_worker for each in cpus) < training.num_workers:
-        raise ClusterError(
-            "the workers of a distributed training must fit on the cluster",
-            got=f"training.num_workers={training.num_workers} of {training.cpus_per_worker} CPUs, "
-            f"and {sum(cpus)} CPUs on {sum(each > 0 for each in cpus)} nodes",
-            next_step="lower training.num_workers or training.cpus_per_worker, or use a larger cluster",
-        )
-
-
-def _check_nodes(nodes: Sequence[Mapping[str, Any]], storage: Path, files: Sequence[str], training: Training) -> None:
-    """Every node looks for the files, and for one that this process writes, and writes one that this process looks for."""
-    probe = storage / f".probe-{uuid.uuid4().hex}"
-    try:
-        probe.mkdir(parents=True)
-        (probe / "driver").touch()
-    except OSError as error:
-        raise ClusterError(
-            "training.storage_path must be writable", got=f"{storage}: {error.strerror or error}", next_step="name another folder"
-        ) from error
-    try:
-        # One a worker, for each leaves behind what a reader would have to start: an interpreter, and 1 s of imports.
-        places = [nodes[number % len(nodes)] for number in range(max(len(nodes), training.num_workers))]
-        looks = [
-            ray.remote(look)
-            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            .remote(str(probe), node["NodeID"], list(files))
-            for node in places
-        ]
-        if len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname():
-            return  # this process has seen it all
-        for node, answer in zip(places, looks, strict=True):
-            host = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            try:
-                lacks = ray.get(answer, timeout=_PROBE_TIMEOUT_S)
-            except (RayError, TimeoutError) as error:
-                raise ClusterError(
-                    "every node of the cluster must run a task", got=f"none from {host}: {_first_line(error)}", next_step="see its log"
-                ) from error
-            if lacks is None and not (probe / node["NodeID"]).exists():
-                lacks = f"what it writes to {storage} is not seen here"
-            if lacks is not None:
-                raise ClusterError(
-                    "every node must see the rows, and training.storage_path as this host does",
-                    got=f"node {host}: {lacks}",
-                    next_step="name folders that all nodes have mounted",
-                )
-    finally:
-        shutil.rmtree(probe, ignore_errors=True)
+            # Another process may have ended, and taken the file away, between the two.
+            is_ours = path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        if not is_ours:
+            raise ClusterError("the same training must not run twice at once", got="another process at it", next_step="wait for it")
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 # --- the training
@@ -314,13 +228,19 @@ class _Trainer(XGBoostTrainer):
         return ray.get(self.controller.get_result.remote())
 
     def abort(self) -> None:
-        """End controller and workers."""
+        """End the workers, and the controller."""
         if self.controller is not None:
             with suppress(RayError):  # it ends in the middle of its answer
                 ray.get(self.controller.abort.remote(), timeout=_ABORT_TIMEOUT_S)
 
+    def close(self) -> None:
+        """End the controller, whose process would stay until this object is collected."""
+        if self.controller is not None:
+            with suppress(RayError):
+                ray.kill(self.controller)
 
-def _trainer(task: WorkerTask, training: Training, storage: Path, name: str, events: Path) -> _Trainer:
+
+def _trainer(task: WorkerTask, training: Training, folder: Path, events: Path) -> _Trainer:
     return _Trainer(
         work,
         train_loop_config={"task": task},
@@ -330,8 +250,8 @@ def _trainer(task: WorkerTask, training: Training, storage: Path, name: str, eve
             placement_strategy="SPREAD",
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
+            name=folder.name,
+            storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=training.max_failures, controller_failure_limit=training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[Teller(str(events))],
@@ -366,6 +286,7 @@ def _run(trainer: _Trainer, connection: RayConnection | None, told: _Told, train
             trainer.abort()
         raise
     told.look()
+    trainer.close()
     try:
         answer: dict[str, Any] = done.result().return_value
     except WorkerGroupError as error:
@@ -377,7 +298,7 @@ def _run(trainer: _Trainer, connection: RayConnection | None, told: _Told, train
     except (TrainingFailedError, RayError) as error:
         raise ClusterError(
             "Ray Train must run to its end",
-            got=_first_line(getattr(error, "controller_failure", error)),
+            got=first_line(getattr(error, "controller_failure", error)),
             next_step=f"see `toolkit doctor`, or remove {folder} to begin anew",
         ) from error
     return answer
@@ -386,24 +307,20 @@ def _run(trainer: _Trainer, connection: RayConnection | None, told: _Told, train
 class _Told:
     """What `Teller` wrote, told as lines."""
 
-    def __init__(self, path: Path, progress: Callable[[str], None], fit: DistributedFit, training: Training) -> None:
-        self.path = path
+    def __init__(self, folder: Path, progress: Callable[[str], None], fit: DistributedFit, training: Training) -> None:
+        self.folder = folder
         self.num_restarts = 0
         self._progress = progress
         self._fit = fit
         self._max_failures = training.max_failures
-        self._position = 0
+        self._count = 0
+        shutil.rmtree(folder, ignore_errors=True)  # of a training that was broken off
+        folder.mkdir(parents=True)
 
     def look(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._position)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._position += len(line)
-                self._tell(json.loads(line))
+        while (path := self.folder / f"{self._count:06d}.json").exists():
+            self._count += 1
+            self._tell(json.loads(path.read_text(encoding="utf-8")))
 
     def _tell(self, event: dict[str, Any]) -> None:
         if "lost" in event:
@@ -414,8 +331,3 @@ class _Told:
             return
         values = ", ".join(f"{name} {value:.5g}" for name, value in event["metrics"].items())
         self._progress(f"round {event['num_rounds']}/{self._fit.num_boost_round}{values and ', ' + values}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return without_secrets(f"{type(error).__name__}: {lines[0] if lines else ''}")

@@ -70,13 +70,14 @@ class WorkerTask:
 
 
 class Teller(UserCallback):
-    """In the controller's process, which is on this process's node: writes what happens as JSON lines to `path`.
+    """In the controller's process: writes what happens below `folder`, a file of JSON each, for not every shared folder can be appended to.
 
     `{"num_rounds", "metrics"}` after a checkpoint, `{"lost"}` with what became of workers.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._count = 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: train.Checkpoint | None) -> None:
         self._tell(metrics[0])
@@ -85,8 +86,10 @@ class Teller(UserCallback):
         self._tell({"lost": describe(worker_exceptions)})
 
     def _tell(self, event: dict[str, Any]) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        partial = self._folder / "partial"
+        partial.write_text(json.dumps(event), encoding="utf-8")
+        partial.rename(self._folder / f"{self._count:06d}.json")
+        self._count += 1
 
 
 def describe(failures: Mapping[int, Exception]) -> str:

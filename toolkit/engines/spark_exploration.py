@@ -28,10 +28,11 @@ from toolkit.core.exploration_batches import Doubles, Partial, ends, num_distinc
 from toolkit.core.exploration_columns import Facts, column_of
 from toolkit.core.exploration_frame import assembled, check_table, levels_of, role_of
 from toolkit.core.exploration_labels import Division, LabelGroups, class_groups, number_groups, ranks_of
+from toolkit.core.exploration_levels import Levels
 from toolkit.core.model import Task
 from toolkit.engines import spark_exploration_tasks as tasks
 from toolkit.engines.spark_exploration_tasks import Form, SurveyPlan, TallyPlan
-from toolkit.engines.spark_tables import _one_line
+from toolkit.engines.spark_tables import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,10 +72,10 @@ def explore_table(
     Raises:
         DataError: as `core.exploration_frame.explore_frame`, or Spark cannot read the table.
     """
-    with _one_line(name, "correct the query"):
+    with one_line(name, "correct the query"):
         schema = frame.schema
     check_table(schema.names, num_rows, dataset)
-    reads = [_read(field, field.name in dataset.categorical) for field in schema.fields]
+    reads = [_read(field, field.name in dataset.categorical, field.name == dataset.time) for field in schema.fields]
     is_classes = task in ("binary", "multiclass")
     label = schema.names.index(dataset.label)
     if reads[label].form == "nested" if is_classes else reads[label].kind not in ("number", "boolean"):
@@ -92,17 +93,21 @@ def explore_table(
         sampled_share=min(1.0, SAMPLE_ROWS / num_rows),
         modulus=max(1, num_rows // HASH_SAMPLE),
     )
-    with _by_value(), _one_line(name, "correct the query"):
-        tell("first pass: what is in the columns")
+    tell("first pass: what is in the columns")
+    with _by_value(), one_line(name, "correct the query"):
         surveyed = _run(selected, functools.partial(tasks.survey, survey_plan), tasks.merge_survey)
-        groups, plan = _second_plan(reads, surveyed, survey_plan, label, dataset, task)
-        tell("second pass: counting against the label")
+    groups, plan = _second_plan(reads, surveyed, survey_plan, label, dataset, task)
+    tell("second pass: counting against the label")
+    with _by_value(), one_line(name, "correct the query"):
         tallied = _run(selected, functools.partial(tasks.tallies, plan), tasks.merge_tallies)
-    columns = tuple(
-        _column(place, read, surveyed[str(place)], tallied.get(str(place)), plan, dataset, groups, task, num_rows)
-        for place, read in enumerate(reads)
-    )
     duplicates, num_hashes = _duplicates(surveyed, dataset.key, reads, num_rows)
+    columns = tuple(
+        column_of(
+            *_counted(place, read, surveyed[str(place)], tallied.get(str(place)), plan, num_rows),
+            role_of(read.name, dataset), groups.names, task, num_rows, num_rows - duplicates.num_rows,
+        )
+        for place, read in enumerate(reads)
+    )  # fmt: skip
     correlated = [dataset.label] if task != "multiclass" else []
     return assembled(
         columns,
@@ -119,7 +124,7 @@ def explore_table(
     )
 
 
-def _read(field: T.StructField, is_category: bool) -> _Read:
+def _read(field: T.StructField, is_category: bool, is_time: bool) -> _Read:
     column, kind, text = F.col("`" + field.name.replace("`", "``") + "`"), field.dataType, field.dataType.simpleString()
 
     def as_(kind: Kind, form: Form, expression: SparkColumn) -> _Read:
@@ -129,7 +134,10 @@ def _read(field: T.StructField, is_category: bool) -> _Read:
         return as_("category", "text", F.initcap(column.cast("string")))
     if is_category and isinstance(kind, _NUMBERS):
         return as_("category", "text", column.cast("bigint").cast("string"))
-    if isinstance(kind, T.StringType | T.CharType | T.VarcharType):
+    is_text = isinstance(kind, T.StringType | T.CharType | T.VarcharType)
+    if is_time and is_text:
+        return as_("time", "number", _wall_seconds(column.try_cast("timestamp_ntz")))
+    if is_text:
         return as_("category", "text", F.substring(column.cast("string"), 1, MAX_TEXT_CHARS))
     if isinstance(kind, T.BooleanType):
         return as_("boolean", "number", column)
@@ -140,9 +148,12 @@ def _read(field: T.StructField, is_category: bool) -> _Read:
     if isinstance(kind, T.TimestampType):
         return as_("time", "number", F.unix_micros(column) / F.lit(1e6))
     if isinstance(kind, T.TimestampNTZType):  # read as if it were UTC, as pandas does
-        epoch = F.lit("1970-01-01").cast("timestamp_ntz")
-        return as_("time", "number", F.timestamp_diff("MICROSECOND", epoch, column) / F.lit(1e6))
+        return as_("time", "number", _wall_seconds(column))
     return as_("other", "nested", column.isNull())
+
+
+def _wall_seconds(column: SparkColumn) -> SparkColumn:
+    return F.timestamp_diff("MICROSECOND", F.lit("1970-01-01").cast("timestamp_ntz"), column) / F.lit(1e6)
 
 
 # ---- the two passes
@@ -226,17 +237,9 @@ def _edges(surveyed: Partial) -> Doubles:
 # ---- what follows from them
 
 
-def _column(
-    place: int,
-    read: _Read,
-    surveyed: Partial,
-    tallied: Partial | None,
-    plan: TallyPlan,
-    dataset: Dataset,
-    groups: LabelGroups,
-    task: Task,
-    num_rows: int,
-) -> Column:
+def _counted(
+    place: int, read: _Read, surveyed: Partial, tallied: Partial | None, plan: TallyPlan, num_rows: int
+) -> tuple[Facts, Levels | None]:
     _, num_missing, num_infinite = (int(each) for each in surveyed["num"])
     different = num_distinct(surveyed["smallest"]) if "smallest" in surveyed else 0
     different = min(different, num_rows - num_missing)
@@ -258,7 +261,7 @@ def _column(
         names = (*plan.categories[place], "")
         at = np.arange(len(names), dtype=np.float64)
         levels = levels_of(tallied, at, at, names, True)
-    return column_of(facts, levels, role_of(read.name, dataset), groups.names, task, num_rows)
+    return facts, levels
 
 
 def _duplicates(surveyed: Mapping[str, Partial], key: str | None, reads: Sequence[_Read], num_rows: int) -> tuple[Duplicates, int]:

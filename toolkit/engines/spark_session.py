@@ -136,9 +136,9 @@ def connect(
     if session is None:
         master = master or conf.get("spark.master")
         check_master(master, remote)
-        _check_java(java_home)
+        check_java(java_home)
         check_reachable(master)
-        session, jvm = _open(master, conf, app_name)
+        session, jvm = open_new(master, conf, app_name)
     else:
         jvm = None
         if not _is_classic(session):
@@ -196,20 +196,20 @@ def _is_classic(session: Any) -> bool:
     return hasattr(session, "_jsparkSession")
 
 
-def _check_java(java_home: Path | None) -> None:
+def check_java(java_home: Path | None) -> None:
     java = find_java(java_home)
     if java.problem:
         raise ClusterError("Spark needs Java 17 or later", got=java.problem, next_step="install it, and set JAVA_HOME")
 
 
-def _open(master: str | None, conf: Mapping[str, str], app_name: str) -> tuple[Any, Jvm]:
+def open_new(master: str | None, conf: Mapping[str, str], app_name: str) -> tuple[Any, Jvm]:
     try:
         from pyspark import SparkConf
         from pyspark.sql import SparkSession
 
         from toolkit.engines.spark_jvm import Jvm
     except ImportError as error:
-        raise ClusterError("--cluster spark needs pyspark", got=str(error), next_step='install "ray-spark-toolkit[spark]"') from error
+        raise ClusterError("Spark needs pyspark", got=str(error), next_step='install "ray-spark-toolkit[spark]"') from error
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     # Ray's nodes are tasks that never end: Spark would neither ask for executors for them beforehand nor be right to take idle ones away.
     ours = {"spark.ui.showConsoleProgress": "false", "spark.dynamicAllocation.enabled": "false"}

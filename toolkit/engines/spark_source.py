@@ -36,16 +36,16 @@ def open_session(stack: ExitStack, master: str | None, conf: Mapping[str, str], 
     if session is not None:
         if conf or master:
             raise ClusterError(
-                "--spark-master and --spark-conf are for a session that is started for the exploration", got="an active session",
+                "--spark-master and --spark-conf are for a session that is started here", got="an active session",
                 next_step="leave them out, or stop that session",
             )  # fmt: skip
         return session
     master = master or conf.get("spark.master") or LOCAL_MASTER
     if settings.spark_remote or master.startswith("sc://"):
         raise ClusterError(
-            "explore starts no Spark Connect session",
+            "a Spark session that is started here is no Connect one",
             got="SPARK_REMOTE" if settings.spark_remote else "sc://…",
-            next_step="unset it, or call toolkit.explore.explore where such a session is active",
+            next_step="unset it, or call the verb from Python where such a session is active",
         )
     if importlib.util.find_spec("pyspark") is None:
         raise ClusterError(
@@ -53,10 +53,10 @@ def open_session(stack: ExitStack, master: str | None, conf: Mapping[str, str], 
             got="no pyspark",
             next_step='install "ray-spark-toolkit[spark]", or sample rows in dataset.load',
         )
-    spark_session._check_java(settings.java_home)
+    spark_session.check_java(settings.java_home)
     check_reachable(master)
     local = _LOCAL_CONF if master.startswith("local") else {}
-    session, jvm = spark_session._open(master, {**local, **conf}, app_name)
+    session, jvm = spark_session.open_new(master, {**local, **conf}, app_name)
     stack.callback(jvm.stop, session)
     jvm.show()
     return session
@@ -68,14 +68,14 @@ def frame_of(source: TableSource, session: Any, wanted: Collection[str]) -> Any:
     Raises:
         DataError: Spark cannot read it.
     """
-    from toolkit.engines.spark_tables import _one_line
+    from toolkit.engines.spark_tables import one_line
 
     path = source.path
     if source.is_frame:
         return source.table
     if source.is_spark:
         quoted = ".".join(f"`{part}`" for part in str(source.table).split("."))
-        with _one_line(source.location, "check the table's name, and that you may read it"):
+        with one_line(source.location, "check the table's name, and that you may read it"):
             frame = session.table(quoted)
             _ = frame.schema
         return frame
@@ -88,7 +88,7 @@ def frame_of(source: TableSource, session: Any, wanted: Collection[str]) -> Any:
     # A Volume is Databricks' own; any other path was found on this machine's disk, whatever Spark's default file system is.
     where = str(path) if path.is_relative_to("/Volumes") else path.as_uri()
     advice = "start Spark with Delta's jars and extension, by --spark-conf" if source.is_delta else "check the file"
-    with _one_line(source.location, advice):
+    with one_line(source.location, advice):
         frame = session.read.format("delta" if source.is_delta else "parquet").load(where)
         return frame.drop(*source.hidden_columns(wanted))
 
@@ -99,7 +99,7 @@ def count_rows(frame: Any, name: str) -> int:
     Raises:
         DataError: Spark cannot read it.
     """
-    from toolkit.engines.spark_tables import _one_line
+    from toolkit.engines.spark_tables import one_line
 
-    with _one_line(name, "correct the query"):
+    with one_line(name, "correct the query"):
         return int(frame.count())

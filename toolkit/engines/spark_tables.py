@@ -48,7 +48,7 @@ def read_table(session: SparkSession, name: str, *, key: str | None = None, excl
         DataError: as `collect`; there is no such table, or it may not be read.
     """
     quoted = ".".join(f"`{part}`" for part in name.split("."))  # a hyphen needs the quotes
-    with _one_line(name, "check the path or the table's name, and that you may read it"):
+    with one_line(name, "check the path or the table's name, and that you may read it"):
         frame = session.table(quoted)
         _ = frame.schema  # Connect looks a name up no earlier than here
     return collect(frame, name, key=key, exclude=exclude)
@@ -60,7 +60,7 @@ def read_delta(session: SparkSession, path: Path, *, key: str | None = None, exc
     Raises:
         DataError: as `collect`; the session has no Delta, or the folder is none.
     """
-    with _one_line(str(path), "pip install deltalake, or start Spark with Delta"):
+    with one_line(str(path), "pip install deltalake, or start Spark with Delta"):
         frame = session.read.format("delta").load(str(path))
         _ = frame.schema
     return collect(frame, str(path), key=key, exclude=exclude)
@@ -85,17 +85,17 @@ def collect(
     Raises:
         DataError: columns that are nested or of one name, a table over the limit or over Spark's own, or what Spark says.
     """
-    with _one_line(name, "correct the query"):
+    with one_line(name, "correct the query"):
         schema = frame.schema
     refuse_names(repeated(schema.names), f"data: column names must differ ({name})")
     _refuse_nested(schema, name, exclude)
-    with _one_line(name, "correct the query"):
+    with one_line(name, "correct the query"):
         sample: pa.Table = frame.limit(SAMPLE_ROWS).toArrow()
     sampled = ordered_frame(sample, key, exclude)
     if len(sampled) < SAMPLE_ROWS:
         return sampled
     sample_bytes = max(sample.nbytes, int(sampled.memory_usage(index=False, deep=True).sum()), FLOAT32_BYTES * sampled.size)
-    with _one_line(name, "correct the query"):
+    with one_line(name, "correct the query"):
         num_rows = frame.count()
     num_bytes = math.ceil(num_rows * sample_bytes / len(sampled))
     limit_bytes = int(MEMORY_SHARE * memory_bytes()) if limit_bytes is None else limit_bytes
@@ -106,7 +106,7 @@ def collect(
             next_step="select columns or sample rows in dataset.load, or use a driver with "
             f"{math.ceil(num_bytes / MEMORY_SHARE / GIB):,} GiB of memory ({MEMORY_SHARE:.0%} of it may be the table)",
         )
-    with _one_line(name, "correct the query", num_bytes):
+    with one_line(name, "correct the query", num_bytes):
         table: pa.Table = frame.toArrow()
     return ordered_frame(table, key, exclude)
 
@@ -117,7 +117,7 @@ def write_parquet(frame: DataFrame, folder: Path, name: str) -> None:
     Raises:
         DataError: Spark cannot read it, or cannot write there.
     """
-    with _one_line(name, "check the table, and that training.storage_path can be written to"):
+    with one_line(name, "check the table, and that training.storage_path can be written to"):
         frame.write.mode("overwrite").parquet(folder.absolute().as_uri())
 
 
@@ -136,7 +136,7 @@ def _gib(num_bytes: int) -> str:
 
 
 @contextmanager
-def _one_line(name: str, next_step: str, num_bytes: int = 0) -> Iterator[None]:
+def one_line(name: str, next_step: str, num_bytes: int = 0) -> Iterator[None]:
     """Spark's errors as ours. `num_bytes` is the estimate, for the value to give to Spark's own limit."""
     try:
         yield

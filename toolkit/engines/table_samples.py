@@ -45,7 +45,7 @@ class TableSample:
     csv: CsvFormat | None = None
     index_name: str | None = None
     _path: Path | None = None
-    _dataset: Any = None
+    parquet_dataset: Any = None
 
     @property
     def is_whole(self) -> bool:
@@ -58,7 +58,7 @@ class TableSample:
         if self.csv is not None:
             assert self._path is not None
             return parse(self._path, self.csv, self._path, [name])[name]
-        table: pa.Table = self._dataset.to_table(columns=[name]).replace_schema_metadata(None)
+        table: pa.Table = self.parquet_dataset.to_table(columns=[name]).replace_schema_metadata(None)
         column: pd.Series[Any] = table.to_pandas()[name]
         return column
 
@@ -70,7 +70,7 @@ def sample_table(name: str | Path) -> TableSample:
         DataError: as `tables.read_table`; no rows.
     """
     path = Path(name).expanduser()
-    dataset = _dataset(path)
+    dataset = parquet_dataset(path)
     if dataset is not None and dataset.count_rows() * len(dataset.schema) > WHOLE_CELLS:
         sample = _sample_dataset(path, dataset)
     elif path.is_file() and path.stat().st_size > WHOLE_CSV_BYTES and dataset is None:
@@ -94,7 +94,7 @@ def _kind(path: Path) -> str:
     return "Delta" if (path / "_delta_log").is_dir() else "Parquet"
 
 
-def _dataset(path: Path) -> ds.Dataset | None:
+def parquet_dataset(path: Path) -> ds.Dataset | None:
     """The table's files, unread; None where it has none, or where `read_table` says what is wrong with them."""
     try:
         if (path / "_delta_log").is_dir():

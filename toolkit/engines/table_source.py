@@ -13,7 +13,7 @@ from toolkit.core.experiment import Experiment
 from toolkit.core.recipes import FILE_MODULE
 from toolkit.core.secrets import without_secrets
 from toolkit.engines import tables
-from toolkit.engines.table_samples import _dataset
+from toolkit.engines.table_samples import parquet_dataset
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TableSource:
     @property
     def is_spark(self) -> bool:
         """A Spark frame, or the name of a table, which only a session knows."""
-        return self.is_frame or (isinstance(self.table, str | Path) and tables._is_table(self.table))
+        return self.is_frame or (isinstance(self.table, str | Path) and tables.is_table_name(self.table))
 
     @property
     def is_frame(self) -> bool:
@@ -39,7 +39,7 @@ class TableSource:
         if not isinstance(self.table, str | Path) or self.is_spark:
             return None
         path = Path(self.table).expanduser().absolute()
-        return path if self.is_delta or _dataset(path) is not None else None
+        return path if self.is_delta or parquet_dataset(path) is not None else None
 
     @property
     def is_delta(self) -> bool:
@@ -48,13 +48,13 @@ class TableSource:
     def size(self) -> tuple[int, int] | None:
         """Rows and columns, from Parquet's and Delta's own books; None for what they do not tell, or what is in memory already."""
         path = self.path
-        dataset = None if path is None else _dataset(path)
+        dataset = None if path is None else parquet_dataset(path)
         return None if dataset is None else (dataset.count_rows(), len(dataset.schema))
 
     def hidden_columns(self, wanted: Collection[str]) -> list[str]:
         """Columns that are an index of pandas, which Parquet has kept, and no columns for pandas again; but for those that are wanted."""
         path = self.path
-        dataset = None if path is None or self.is_delta else _dataset(path)
+        dataset = None if path is None or self.is_delta else parquet_dataset(path)
         kept = (dataset.schema.pandas_metadata or {}).get("index_columns", []) if dataset is not None else []
         return [name for name in kept if isinstance(name, str) and name not in wanted]
 
@@ -78,11 +78,11 @@ def find(experiment: Experiment, context: DataContext) -> TableSource:
     load = experiment.dataset.load
     if not callable(load):
         table: Any = context.data or load
-        is_table = tables._is_table(table)
+        is_table = tables.is_table_name(table)
         if not is_table and not Path(table).expanduser().exists():
             tables.read_table(table)  # which says so
         return TableSource(table, "table" if is_table else "file", without_secrets(str(table)))
-    result = tables._call(load, context, "dataset.load")
+    result = tables.call_load(load, context, "dataset.load")
     if isinstance(result, Loaded):
         return TableSource(result.table, result.kind, without_secrets(result.location))
     name = getattr(load, "__qualname__", type(load).__name__)

@@ -110,7 +110,7 @@ def read_table(name: str | Path) -> pd.DataFrame:
 def _read(name: str | Path, dataset: Dataset | None) -> pd.DataFrame:
     path = Path(name).expanduser()
     if not path.exists():
-        if _is_table(name):
+        if is_table_name(name):
             return _read_spark_table(str(name), dataset)
         raise DataError(
             "data: no such file, folder or table",
@@ -129,7 +129,7 @@ def _read(name: str | Path, dataset: Dataset | None) -> pd.DataFrame:
         raise DataError("data: cannot be read", got=f"{path}: {error.strerror or error}", next_step="check the file") from error
 
 
-def _is_table(name: str | Path) -> bool:
+def is_table_name(name: str | Path) -> bool:
     """Whether a name stands for a Spark table, not a path. Two parts only where a session could know them: `data.old` is a file's too."""
     if not TABLE_NAME.fullmatch(str(name)) or str(name).endswith(FILE_ENDINGS) or Path(name).expanduser().exists():
         return False
@@ -203,13 +203,13 @@ def _read_spark_table(name: str, dataset: Dataset | None) -> pd.DataFrame:
 
 def _fetch(load: str | Path | Callable[..., Any], context: DataContext, field: str, dataset: Dataset) -> Fetched:
     if callable(load):
-        result = _call(load, context, field)
+        result = call_load(load, context, field)
         if not isinstance(result, Loaded):
             name = getattr(load, "__qualname__", type(load).__name__)
             result = Loaded(result, "function", f"{load.__module__.removeprefix(FILE_MODULE)}:{name}")
     else:
         path = context.data or load
-        result = Loaded(path, "table" if _is_table(path) else "file", str(path))
+        result = Loaded(path, "table" if is_table_name(path) else "file", str(path))
     frame = _as_frame(result.table, field, dataset)
     # An index is no column. One with a name that the dataset uses is: pandas writes it to Parquet and reads it back as an index.
     wanted = [name for name in frame.index.names if name in dataset.not_features and name not in frame.columns]
@@ -218,7 +218,7 @@ def _fetch(load: str | Path | Callable[..., Any], context: DataContext, field: s
     return Fetched(frame, result.kind, result.location)
 
 
-def _call(load: Callable[..., Any], context: DataContext, field: str) -> Any:
+def call_load(load: Callable[..., Any], context: DataContext, field: str) -> Any:
     try:
         parameters = inspect.signature(load).parameters.values()
     except ValueError:  # a builtin without a signature

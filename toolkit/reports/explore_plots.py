@@ -138,7 +138,8 @@ def histogram(column: Column, groups: Sequence[int], key: str) -> Markup:
 def correlation_map(found: Correlations, key: str) -> Markup:
     """Squares shaded by the correlation, with its value where there is room."""
     num = len(found.names)
-    left, right, top, bottom = 164, 10, 8, 118
+    longest = max(map(len, found.names))
+    left, right, top, bottom = 20 + 6.6 * min(longest, 22), 10, 8, 30 + 4.4 * min(longest, 20)
     width = (WIDE_WIDTH - left - right) / num
     height = min(width, 30.0)
     axes = new_axes(WIDE_WIDTH, top + bottom + height * num, left=left, right=right, top=top, bottom=bottom)

@@ -11,6 +11,7 @@ from typing import Any
 
 from toolkit.core.experiment import Experiment
 from toolkit.core.exploration import Column, Exploration, Finding
+from toolkit.core.exploration_batches import NUM_SMALLEST
 from toolkit.reports import explore_plots, page
 from toolkit.reports.cards import Bar, Card, Legend, Tile, without_holes
 from toolkit.reports.parameters import shortened
@@ -24,10 +25,6 @@ MAX_PAIRS = 12
 LISTED_CORRELATION = 0.3
 FOLD_TABLE_ABOVE = 80
 MAX_TABLE_COLUMNS = 2000
-LOOKED_FOR = (
-    "Looked for: features that tell the label alone, or by being missing; identifiers; rows that are in two parts of the split; columns "
-    "that do not vary; values that training refuses."
-)
 
 
 def render_exploration(
@@ -60,7 +57,7 @@ def render_exploration(
         tiles=_tiles(found),
         suspects=_findings(found.suspects),
         remarks=_findings(found.remarks),
-        looked_for=LOOKED_FOR,
+        looked_for=_looked_for(found),
         sections=[(name, without_holes(cards)) for name, cards in sections if cards],
         columns=_columns_table(found),
         provenance=_provenance(found, kind, location, git_commit, versions),
@@ -72,6 +69,14 @@ def _how(found: Exploration) -> str:
     if found.engine == "pandas":
         return "The whole table was read by pandas; every figure is of all rows."
     return "Spark counted, where the table is: two passes over all rows. The last section says which figures are approximate."
+
+
+def _looked_for(found: Exploration) -> str:
+    split = "rows that are in two parts of the split; " if found.split else ""
+    return (
+        f"Looked for: features that tell the label alone, or by being missing; identifiers; {split}columns that do not vary; values that "
+        "training refuses."
+    )
 
 
 def _alarms(kind: str) -> list[tuple[str, str, str]]:
@@ -91,15 +96,20 @@ def _tiles(found: Exploration) -> list[Tile]:
     with_gaps = sum(column.num_missing > 0 for column in features)
     others = found.num_columns - len(features)
     tiles = [
-        Tile("rows", f"{found.num_rows:,}", f"{_bytes(found.memory_bytes)} in memory", is_main=True),
-        Tile("features", f"{len(features):,}", f"and {others} other column{'s' if others != 1 else ''}"),
-        Tile("missing values", _percent(num_missing / (found.num_rows * len(features))), f"of all, in {with_gaps} features"),
-        Tile("duplicate rows", _percent(found.duplicates.share), f"{found.duplicates.num_rows:,} equal an earlier row"),
+        Tile("rows", _short(found.num_rows), f"{found.num_rows:,} rows, {_bytes(found.memory_bytes)} in memory", is_main=True),
+        Tile("features", f"{len(features):,}", f"and {_counted(others, 'other column')}"),
+        Tile(
+            "missing values",
+            _percent(num_missing / (found.num_rows * len(features))),
+            f"of all, in {with_gaps} feature{'s' if with_gaps != 1 else ''}",
+        ),
+        Tile("duplicate rows", _percent(found.duplicates.share), f"{found.duplicates.num_rows:,} equal an earlier one"),
     ]
     if found.predictors:
         best = found.predictors[0]
         tiles.append(Tile("strongest feature", f"{best.strength:.3f}", f"{shortened(best.name, 28)}: {best.measure}"))
-    tiles.append(Tile("suspects", str(len(found.suspects)), f"of leakage, and {len(found.remarks)} remarks", is_bad=bool(found.suspects)))
+    note = f"of leakage, and {_counted(len(found.remarks), 'remark')}"
+    tiles.append(Tile("suspects", str(len(found.suspects)), note, is_bad=bool(found.suspects)))
     return tiles
 
 
@@ -176,7 +186,7 @@ def _predictor_cards(found: Exploration) -> list[Card]:
             caption += f" The first {len(bars)} of {len(gaps)} columns."
         cards.append(Card("Missing values", caption, kind="bars", data={"bars": bars}))
     else:
-        cards.append(Card("Missing values", "None: every row has a value in every column.", kind="text"))
+        cards.append(Card("Missing values", "Every row has a value in every column.", kind="text"))
     return cards
 
 
@@ -259,11 +269,12 @@ def _columns_table(found: Exploration) -> dict[str, Any]:
     rows = []
     for column in found.columns[:MAX_TABLE_COLUMNS]:
         numbers = (column.mean, column.std, column.min, column.q25, column.median, column.q75, column.max)
+        is_estimated = found.engine == "spark" and column.num_distinct > NUM_SMALLEST
         top = "(missing)" if column.top_value is None else shortened(column.top_value, 24)
         rows.append(
             [
                 shortened(column.name, 40), column.role, column.type, _percent(column.missing_share) if column.num_missing else "",
-                f"{column.num_distinct:,}", *(_number(value, column) for value in numbers),
+                f"{'≈ ' if is_estimated else ''}{column.num_distinct:,}", *(_number(value, column) for value in numbers),
                 f"{top} {_percent(column.top_share)}" if column.top_share > 0.01 else "",
             ]
         )  # fmt: skip
@@ -278,7 +289,8 @@ def _number(value: float | None, column: Column) -> str:
         return ""
     if column.kind == "time":
         return explore_plots.day(value) if value != column.std else f"{value / 86400:.3g} d"
-    return f"{value:,.5g}".replace("-", "\N{MINUS SIGN}") if abs(value) < 1e6 else f"{value:.4g}"
+    text = f"{value:,.0f}" if 1e5 <= abs(value) < 1e15 else f"{value:,.5g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _provenance(found: Exploration, kind: str, location: str, git_commit: str, versions: Mapping[str, str]) -> list[Any]:
@@ -315,6 +327,14 @@ def _percent(share: float) -> str:
     if share == 0:
         return "0 %"
     return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"
+
+
+def _counted(num: int, what: str) -> str:
+    return f"{num} {what}{'s' if num != 1 else ''}"
+
+
+def _short(num_rows: int) -> str:
+    return f"{num_rows / 1e6:.3g} M" if num_rows >= 1_000_000 else f"{num_rows:,}"
 
 
 def _bytes(num_bytes: int) -> str:

@@ -51,7 +51,7 @@ def _verdict(result: PromotionResult) -> dict[str, str]:
 
 
 def _alarms(result: PromotionResult) -> list[tuple[str, str, str]]:
-    alarms = [("bad", gate.name, gate.reason) for gate in result.failed]
+    alarms = [("bad", name, why) for name, why in result.refusals]
     alarms += [
         ("warn", f"{gate.name}, overridden", f"{gate.reason}. Why it was let by: {gate.override_reason}") for gate in result.overridden
     ]
@@ -167,6 +167,7 @@ def _record(result: PromotionResult) -> list[tuple[str, list[tuple[str, str, boo
         ("location", without_secrets(holdout.location), True),
         ("rows", f"{holdout.num_rows:,}", False),
         ("which", holdout.description, False),
+        ("sha256", holdout.sha256[:16], True),
     ]  # fmt: skip
     return [
         *([("The hold-out", rows)] if rows else []),
