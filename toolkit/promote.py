@@ -148,6 +148,8 @@ class _Promotion:
         self.source = self.target = opened(self.asked.from_registry)
         self.source_name = self.name = self.source.resolve_name(self.asked.reference.name)
         self.is_in_target = True
+        if self.asked.to_registry == self.asked.from_registry:
+            return
         other = opened(self.asked.to_registry)
         if other.uri != self.source.uri:
             other.check_name(self.name)

@@ -112,13 +112,12 @@ class Candidate:
         import numpy as np
 
         from toolkit.core.figures import Prediction
-        from toolkit.core.row_hashes import row_hashes
 
         model, frame = self.model(), self.holdout().frame
+        encoded = self.holdout().encoded(model)
         began = time.perf_counter()
-        features = model.encode(frame)
-        values = model.predict_encoded(features)
-        took_s, num_rows = time.perf_counter() - began, len(frame)
+        values = model.predict_encoded(encoded.features)
+        took_s, num_rows = encoded.took_s + time.perf_counter() - began, len(frame)
         if num_rows < TIMED_ROWS:
             many, num_rows = frame.iloc[np.resize(np.arange(len(frame)), TIMED_ROWS)], TIMED_ROWS
             began = time.perf_counter()
@@ -126,7 +125,7 @@ class Candidate:
             took_s = time.perf_counter() - began
         threshold = model.spec["threshold"]
         prediction = Prediction(np.asarray(values, dtype=np.float64), 0.5 if threshold is None else float(threshold))
-        return Predicted(prediction, row_hashes(features), 1e6 * took_s / num_rows)
+        return Predicted(prediction, encoded.row_hashes, 1e6 * took_s / num_rows)
 
     def _figures(self) -> Mapping[str, float]:
         from toolkit.engines.sklearn_evaluation import evaluate

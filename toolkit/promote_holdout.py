@@ -5,6 +5,8 @@ Shapes: n rows of the hold-out.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,10 +16,20 @@ from toolkit.core.experiment import Experiment
 if TYPE_CHECKING:
     import pandas as pd
 
-    from toolkit.core.data import DataContext, LoadedData
+    from toolkit.core.data import DataContext, Floats, LoadedData
     from toolkit.core.figures import Rows
     from toolkit.core.promotion_result import HoldoutSummary
     from toolkit.core.row_hashes import Hashes
+    from toolkit.engines.portable_model import PortableModel
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """(n, d) features, the (n,) hashes of the rows, and the seconds that the encoding took."""
+
+    features: Floats
+    row_hashes: Hashes
+    took_s: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Holdout:
     rows: Rows
     summary: HoldoutSummary
     _key_hashes: dict[str, Hashes] = field(default_factory=dict)
+    _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def key_hashes(self, key: str | None) -> Hashes | None:
         """(n,) hashes of the column `key`; None where there is no such column. A million take a second, and both models ask."""
@@ -41,6 +54,18 @@ class Holdout:
         if key not in self._key_hashes:
             self._key_hashes[key] = key_hashes(self.frame[key].to_numpy())
         return self._key_hashes[key]
+
+    def encoded(self, model: PortableModel) -> Encoded:
+        """As `model` sees the rows; two models with the same features see the same."""
+        from toolkit.core.row_hashes import row_hashes
+
+        features_of = json.dumps(model.spec["features"])
+        if features_of not in self._encoded:
+            began = time.perf_counter()
+            features = model.encode(self.frame)
+            took_s = time.perf_counter() - began
+            self._encoded[features_of] = Encoded(features, row_hashes(features), took_s)
+        return self._encoded[features_of]
 
 
 def read_holdout(experiment: Experiment, spec: Mapping[str, Any], context: DataContext, name: str | None) -> Holdout:

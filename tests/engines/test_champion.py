@@ -398,7 +398,7 @@ def copies_of_model(place: Place, count: int) -> Iterator[str]:
         yield name
 
 
-# What is left after one call is what is left before the next: of the eight, half say all there is to say.
+# What is left after one call is what is left before the next: of the eight, three say all there is to say.
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -406,11 +406,11 @@ def copies_of_model(place: Place, count: int) -> Iterator[str]:
     [
         ("server", "promote", "before"),
         ("server", "promote", "after"),
-        ("server", "rollback", "after"),
-        ("embedded", "promote", "after"),
+        ("embedded", "rollback", "after"),
         *(
             pytest.param(*case, marks=pytest.mark.repeat)
-            for case in [("server", "rollback", "before"), ("embedded", "promote", "before"), ("embedded", "rollback", "before"), ("embedded", "rollback", "after")]
+            for case in [("server", "rollback", "before"), ("server", "rollback", "after"), ("embedded", "promote", "before"),
+                         ("embedded", "promote", "after"), ("embedded", "rollback", "before")]
         ),
     ],
     indirect=["place"],
@@ -448,9 +448,10 @@ def test_killed_at_every_call(place: Place, action: str, when: str) -> None:
             assert model.history() == ([(action, 2, moved["champion"])] if has_moved else [])
             outcomes.append(outcome)
 
-            # And on it goes, whatever the dead one left of its lock.
-            roll_back(registry, name, by="bob")
-            assert model.is_clean() and model.state["champion"] == (2 if has_moved else 1)
+            if outcome == []:  # and on it goes, whatever the dead one left of its lock
+                roll_back(registry, name, by="bob")
+                assert model.state["champion"] == (2 if has_moved else 1)
+            assert model.is_clean()
             assert not registry.rules.orphans("toolkit.", registry.call("get_registered_model", name).tags)
         else:
             pytest.fail("never came to its end")
