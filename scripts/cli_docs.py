@@ -168,7 +168,7 @@ PROMOTE_FIELDS = {
     "is_promoted": "it is champion now",
     "was_champion": "it was before, so that there was nothing to judge",
     "verdict": "in a sentence",
-    "gates": "list of `gate`, `status` (`passed`, `failed`, `not_applicable`, `overridden`), `reason`, `observed`, `limit`, `slices` and more",
+    "gates": "list of `gate`, `status` (`passed`, `failed`, `not_applicable`, `overridden`), `reason`, `observed`, `limit` and more",
     "metrics": "figures of `challenger` and `champion` on the hold-out rows",
     "holdout": "`kind`, `location`, `num_rows`, `description`",
     "notices": "list of what does not stand in the way and should be known",
@@ -244,7 +244,7 @@ def document() -> str:
 def _verb(name: str, command: Any) -> str:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option" and param.name != "help"]
-    usage = " ".join(["toolkit", name, *(param.metavar or param.name.upper() for param in arguments), "[OPTIONS]"])
+    usage = " ".join(["toolkit", name, *(_argument(param) for param in arguments), "[OPTIONS]"])
     lines = [f"## {name}", "", f"`{usage}`", "", inspect.cleandoc(command.help or ""), ""]
     lines += [f"`{param.metavar}`: {param.help}\n" for param in arguments]
     lines += ["| option | meaning | default |", "|---|---|---|"]
@@ -253,6 +253,11 @@ def _verb(name: str, command: Any) -> str:
         lines += ["", "`--json` answers", "", "| field | meaning |", "|---|---|"]
         lines += [f"| `{field}` | {meaning} |" for field, meaning in JSON_FIELDS[name].items()]
     return "\n".join(lines) + "\n"
+
+
+def _argument(param: Any) -> str:
+    name = str(param.metavar or param.name.upper())
+    return name if param.required else f"[{name}]"
 
 
 def _flag(param: Any) -> str:

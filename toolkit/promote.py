@@ -153,7 +153,7 @@ class _Promotion:
         other = opened(self.asked.to_registry)
         if other.uri != self.source.uri:
             other.check_name(self.name)
-            self.target, self.is_in_target = other, self.name in other.names()
+            self.target, self.is_in_target = other, other.has_model(self.name)
 
     @property
     def has_two_registries(self) -> bool:

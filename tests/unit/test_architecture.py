@@ -102,7 +102,9 @@ def test_help_loads_no_heavy_library(arguments):
     assert loaded_by(f"from toolkit.cli.app import run\nrun({arguments!r})") & HEAVY == set()
 
 
-@pytest.mark.parametrize("module", ["toolkit", *(f"toolkit.{verb}" for verb in VERBS if verb != "rollback"), "toolkit.settings", "toolkit.core.recipes"])
+@pytest.mark.parametrize(
+    "module", ["toolkit", *(f"toolkit.{verb}" for verb in VERBS if verb != "rollback"), "toolkit.settings", "toolkit.core.recipes"]
+)
 def test_importing_a_verb_loads_no_heavy_library(module):
     assert loaded_by(f"import {module}") & HEAVY == set()
 

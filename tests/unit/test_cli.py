@@ -367,7 +367,9 @@ def commands():
 def test_the_flags_of_sweep_are_those_of_the_design():
     """A new knob is a field of the experiment, not a flag."""
     flags = {option for param in commands()["sweep"].params if param.param_type_name == "option" for option in param.opts}
-    known = "trials concurrency cluster spark-master spark-conf timeout-s seed resume study data protocol tracking-uri report register set json"
+    known = (
+        "trials concurrency cluster spark-master spark-conf timeout-s seed resume study data protocol tracking-uri report register set json"
+    )
     assert flags == {f"--{name}" for name in known.split()}
 
 

@@ -19,7 +19,7 @@ TrackingUri = Annotated[str | None, typer.Option(metavar="URI", help="MLflow's; 
 
 def models(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A registered name, NAME@ALIAS or NAME/VERSION; - and _ are the same.")
+        str | None, typer.Argument(metavar="MODEL", help="A registered name, NAME@ALIAS or NAME/VERSION; - and _ are the same.")
     ] = None,
     registry_uri: RegistryUri = None,
     tracking_uri: TrackingUri = None,
