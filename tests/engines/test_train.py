@@ -291,3 +291,18 @@ def test_a_model_without_portable_form_is_not_registered(settings: Settings) -> 
 def test_baseline_and_params_exclude_each_other(workplace: Workplace) -> None:
     answer = workplace.here("train", "wine-quality", "--baseline", "--params", "best")
     assert answer.code == 2 and "exclude each other" in answer.err
+
+
+def test_a_ranking_with_weights(settings: Settings) -> None:
+    """XGBoost takes one weight a query there, not one a row."""
+
+    def load() -> pd.DataFrame:
+        random = np.random.RandomState(0)
+        query = np.repeat(np.arange(60), 10)
+        relevance = random.randint(0, 3, 600)
+        return pd.DataFrame({"q": query, "x": relevance + random.normal(size=600), "w": random.rand(60)[query], "y": relevance})
+
+    dataset = Dataset(load=load, label="y", group="q", weight="w")
+    model = XGBoost(objective="rank:ndcg", num_boost_round=10, early_stopping_rounds=None)
+    case = Experiment(name="case", dataset=dataset, model=model, space=None, metric=Metric("ndcg", "maximize"))
+    assert train(case, settings=settings).best.evaluation.metrics["ndcg"] > 0.8

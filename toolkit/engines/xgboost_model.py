@@ -15,7 +15,7 @@ import xgboost
 
 from toolkit.core.data import Part, SplitData, TrialData, take
 from toolkit.core.experiment import Metric
-from toolkit.core.model import XGBoost
+from toolkit.core.model import Task, XGBoost
 from toolkit.core.space import flatten
 from toolkit.core.trial import FinalModel, FitResult, Report, fit_folds
 
@@ -146,7 +146,7 @@ class XGBoostTrainer:
             return {
                 "data": part.features,
                 "label": part.label,
-                "weight": part.weight,
+                "weight": _weight(part, data.task),
                 "qid": part.group if data.task == "ranking" else None,
                 "feature_names": list(data.feature_names),
                 "feature_types": ["c" if name in data.categories else "q" for name in data.feature_names],
@@ -159,6 +159,14 @@ class XGBoostTrainer:
         bins = {"max_bin": booster_params["max_bin"]} if booster_params.get("max_bin") else {}
         matrix = xgboost.QuantileDMatrix(**options(train), **bins)
         return matrix, xgboost.QuantileDMatrix(**options(validation), ref=matrix, **bins) if validation else None
+
+
+def _weight(part: Part, task: Task) -> npt.NDArray[np.float32] | None:
+    """A row's; of a ranking, whose rows are sorted by query, a query's: that of its first row."""
+    if part.weight is None or task != "ranking":
+        return part.weight
+    assert part.group is not None
+    return part.weight[np.unique(part.group, return_index=True)[1]]
 
 
 class _Watch(xgboost.callback.TrainingCallback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -88,3 +89,8 @@ def ranked_bars(values: Mapping[str, float], limit: int) -> list[Bar]:
     ranked = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:limit]
     largest = max((value for _, value in ranked), default=0.0)
     return [Bar(name, f"{value:.3g}", max(0.0, value / largest) if largest > 0 else 0.0) for name, value in ranked]
+
+
+def without_control_characters(text: str) -> str:
+    """Neither XML nor UTF-8 has a place for these, and a parameter's value or a traceback may hold some."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)

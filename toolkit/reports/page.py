@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from toolkit.reports.svg import without_control_characters
+from toolkit.reports.cards import without_control_characters
 
 
 def render(template: str, **values: Any) -> str:

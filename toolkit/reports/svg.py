@@ -25,6 +25,8 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 
+from toolkit.reports.cards import without_control_characters
+
 # Names of CSS variables in templates/style.css.
 COLOUR_NAMES = ("text", "muted", "grid", "card", "good", "weak", "bad", "best", "s1", "s2", "s3", "s4", "s5")
 _SENTINELS = {name: f"#fe01{number:02x}" for number, name in enumerate(COLOUR_NAMES)}
@@ -195,8 +197,3 @@ def _tidy(element: ElementTree.Element, key: str) -> None:
 def _style(style: str, tag: str) -> str:
     style = _SENTINEL_PATTERN.sub(lambda match: f"var(--{COLOUR_NAMES[int(match[1], 16)]})", style)
     return _FONT.sub("", style) if tag == "text" else style
-
-
-def without_control_characters(text: str) -> str:
-    """Neither XML nor UTF-8 has a place for these, and a parameter's value or a traceback may hold some."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
