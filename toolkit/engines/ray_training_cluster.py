@@ -60,13 +60,12 @@ def check_room(there: Sequence[Mapping[str, Any]], training: Training) -> None:
     Raises:
         ClusterError: the workers do not fit on the nodes.
     """
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in there]
-    if sum(each // training.cpus_per_worker for each in cpus) < training.num_workers:
+    room = sum(int(node["Resources"].get("CPU", 0)) // training.cpus_per_worker for node in there)
+    if room < training.num_workers:
         raise ClusterError(
-            "the workers of a distributed training must fit on the cluster",
-            got=f"training.num_workers={training.num_workers} of {training.cpus_per_worker} CPUs, "
-            f"and {sum(cpus)} CPUs on {sum(each > 0 for each in cpus)} nodes",
-            next_step="lower training.num_workers or training.cpus_per_worker, or use a larger cluster",
+            "the workers of a distributed training must fit on the cluster's CPUs",
+            got=f"training.num_workers={training.num_workers} with training.cpus_per_worker={training.cpus_per_worker}, and room for {room}",
+            next_step="lower one of them, or use a larger cluster",
         )
 
 
