@@ -26,6 +26,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("repetition", [pytest.param(number, marks=[pytest.mark.repeat] if number else []) for number in times])
 
 
+# The files that take minutes, the longest first.
+LONG = ("test_spark_faults", "test_champion", "test_ray_training", "test_promote", "test_lifecycle", "test_spark_cluster", "test_train")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest goes first: of two processes (`-n 2`) one is busy with it while the other does the rest."""
-    items.sort(key=lambda item: item.path.name != "test_spark_faults.py")
+    """Of two processes (`-n 2`) none is left with a long file when the other has nothing more to do."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

@@ -58,6 +58,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _ABORT_TIMEOUT_S = 15
+_LAST_WORDS_S = 2.0
 
 _logger = logging.getLogger("toolkit")
 
@@ -275,12 +276,11 @@ def _run(trainer: _Trainer, connection: RayConnection | None, told: _Told, train
         while not done.done():
             wait([done], _LOOK_EVERY_S)
             told.look()
-            if connection is not None and connection.failure is not None:
-                raise ClusterError(
-                    "Ray must live as long as the training",
-                    got=connection.failure,
-                    next_step="run it again: it goes on from its checkpoint",
-                )
+            _check_alive(connection)
+        if done.exception() is not None:
+            # What a dead Ray answers may come before the news of its death.
+            time.sleep(_LAST_WORDS_S)
+            _check_alive(connection)
     except BaseException:
         if connection is None or connection.failure is None:
             trainer.abort()
@@ -302,6 +302,13 @@ def _run(trainer: _Trainer, connection: RayConnection | None, told: _Told, train
             next_step=f"see `toolkit doctor`, or remove {folder} to begin anew",
         ) from error
     return answer
+
+
+def _check_alive(connection: RayConnection | None) -> None:
+    if connection is not None and connection.failure is not None:
+        raise ClusterError(
+            "Ray must live as long as the training", got=connection.failure, next_step="run it again: it goes on from its checkpoint"
+        )
 
 
 class _Told:

@@ -64,7 +64,8 @@ def check_room(there: Sequence[Mapping[str, Any]], training: Training) -> None:
     if room < training.num_workers:
         raise ClusterError(
             "the workers of a distributed training must fit on the cluster's CPUs",
-            got=f"training.num_workers={training.num_workers} with training.cpus_per_worker={training.cpus_per_worker}, and room for {room}",
+            got=f"training.num_workers={training.num_workers} with training.cpus_per_worker={training.cpus_per_worker}, "
+            f"and room for {room}",
             next_step="lower one of them, or use a larger cluster",
         )
 
