@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import signal
@@ -246,7 +247,8 @@ def test_a_killed_worker_does_not_change_the_result(expected: DistributedResult,
 def test_workers_that_are_lost_too_often(lab: Lab) -> None:
     def kill(line: str) -> None:
         for pid in workers():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it went with the one before it
+                os.kill(pid, signal.SIGKILL)
 
     got = lab.refusal(lab.a_fit, ClusterError, kill, max_failures=0)
     assert got.startswith("training.max_failures=0: workers were lost more often, got last worker 0: SYSTEM_ERROR Worker exit detail: ")
@@ -281,12 +283,12 @@ from pathlib import Path
 from tests.engines import test_ray_training as tests
 connection = tests.RayConnection(tests.LocalRay(dashboard=False))
 connection.wait()
-head = [pid for name in ("gcs_server",) for pid in tests.processes(name, sys.argv[2])]
+(head,) = alive = tests.processes("gcs_server", sys.argv[2])
 try:
     lab = tests.Lab(Path(sys.argv[1]), connection)
-    lab.run(lab.a_fit, lambda line: [os.kill(pid, signal.SIGKILL) for pid in head])
+    lab.run(lab.a_fit, lambda line: alive and os.kill(alive.pop(), signal.SIGKILL))
 except tests.ClusterError as error:
-    print(error, len(head))
+    print(error)
 finally:
     connection.stop()
 """
@@ -299,7 +301,7 @@ def test_a_head_that_dies_ends_the_training_in_a_line(workplace: Workplace, tmp_
     workplace.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     answer = workplace.finish(workplace.start(str(tmp_path), workplace.mark, script=script), timeout_s=200)
     assert answer.out == (
-        "Ray must live as long as the training, got Ray's gcs_server died; run it again: it goes on from its checkpoint 1\n"
+        "Ray must live as long as the training, got Ray's gcs_server died; run it again: it goes on from its checkpoint\n"
     ), answer
     workplace.all_gone()
 

@@ -154,7 +154,7 @@ def _regression(base: str, power: float, label: Doubles, values: Doubles, weight
     if base == "r2":
         return _r2(label, values, weight)
     with np.errstate(divide="ignore", invalid="ignore"):  # outside a metric's domain: NaN, and no draw has a figure
-        losses = _losses(base, power, label, values)
+        losses = regression_losses(base, power, label, values)
     return None if losses is None else _mean(losses, weight, root=base in ("rmse", "rmsle"))
 
 
@@ -164,8 +164,8 @@ def _inside(probability: Doubles) -> Doubles:
     return np.clip(probability, epsilon, 1 - epsilon)
 
 
-def _losses(base: str, power: float, y: Doubles, p: Doubles) -> Doubles | None:
-    """(n,) losses of a regression, without what depends on the label alone: it cancels in a difference."""
+def regression_losses(base: str, power: float, y: Doubles, p: Doubles) -> Doubles | None:
+    """(n,) losses of the rows, as XGBoost's parameter reference and source define them; None for what is no mean of losses."""
     if base == "rmse":
         return (y - p) ** 2
     if base == "mae":
@@ -177,11 +177,12 @@ def _losses(base: str, power: float, y: Doubles, p: Doubles) -> Doubles | None:
     if base == "mphe":
         return np.sqrt(1 + (y - p) ** 2) - 1
     if base == "poisson-nloglik":
-        return p - np.log(p) * y
+        log_factorial = np.array([math.lgamma(count + 1) if count > -1 else math.nan for count in y])
+        return log_factorial + p - np.log(p) * y
     if base == "gamma-nloglik":
         return y / p + np.log(p)
     if base == "gamma-deviance":
-        return 2 * (np.log(p) + y / p)
+        return 2 * (np.log(p / y) + y / p - 1)
     if base == "tweedie-nloglik":
         return -y * p ** (1 - power) / (1 - power) + p ** (2 - power) / (2 - power)
     return None

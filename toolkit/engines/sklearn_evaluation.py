@@ -17,6 +17,7 @@ from toolkit.core.data import Indices, Part, take
 from toolkit.core.errors import ExperimentError, nearest
 from toolkit.core.evaluation import Threshold
 from toolkit.core.experiment import Costs, Metric
+from toolkit.core.figures import regression_losses
 from toolkit.core.model import Task
 
 Array = npt.NDArray[Any]
@@ -226,31 +227,10 @@ def _regression(base: str, power: float, label: Doubles, value: Doubles, weight:
     if base == "r2":
         return float(metrics.r2_score(label, value, sample_weight=weight)) if len(label) > 1 else math.nan
     with np.errstate(divide="ignore", invalid="ignore"):  # outside a metric's domain it is NaN or infinite, as XGBoost's is
-        loss = float(np.average(_losses(base, power, label, value), weights=weight))
+        losses = regression_losses(base, power, label, value)
+    assert losses is not None, "check_metric knows all regression metrics"
+    loss = float(np.average(losses, weights=weight))
     return math.sqrt(loss) if base in ("rmse", "rmsle") else loss
-
-
-def _losses(base: str, power: float, y: Doubles, p: Doubles) -> Doubles:
-    """(n,) losses of the rows, as XGBoost's parameter reference and source define them."""
-    if base == "rmse":
-        return (y - p) ** 2
-    if base == "mae":
-        return np.abs(y - p)
-    if base == "rmsle":
-        return (np.log1p(y) - np.log1p(p)) ** 2
-    if base == "mape":
-        return np.abs((y - p) / y)
-    if base == "mphe":
-        return np.sqrt(1 + (y - p) ** 2) - 1
-    if base == "poisson-nloglik":
-        log_factorial = np.array([math.lgamma(count + 1) if count > -1 else math.nan for count in y])
-        return log_factorial + p - np.log(p) * y
-    if base == "gamma-nloglik":
-        return y / p + np.log(p)
-    if base == "gamma-deviance":
-        return 2 * (np.log(p / y) + y / p - 1)
-    assert base == "tweedie-nloglik"
-    return -y * p ** (1 - power) / (1 - power) + p ** (2 - power) / (2 - power)
 
 
 def _ranking(base: str, argument: str, label: Doubles, score: Doubles, weight: Array | None, group: Indices) -> float:
