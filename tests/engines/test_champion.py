@@ -338,11 +338,11 @@ def race(model: Model, folder: Path, rounds: int, num_processes: int) -> None:
     assert len(model.history()) == 1 + rounds
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_promotions_at_once(model: Model, tmp_path: Path, num_processes: int) -> None:
+@pytest.mark.parametrize(("num_processes", "rounds"), [(4, 3), *(pytest.param(num, 10, marks=pytest.mark.repeat) for num in (2, 4))])
+def test_promotions_at_once(model: Model, tmp_path: Path, num_processes: int, rounds: int) -> None:
     for _ in range(num_processes - 2):
         model.place.register()
-    race(model, tmp_path, rounds=10, num_processes=num_processes)
+    race(model, tmp_path, rounds=rounds, num_processes=num_processes)
 
 
 # --- interrupted -------------------------------------------------------------------------------------------------------------------
@@ -398,18 +398,17 @@ def copies_of_model(place: Place, count: int) -> Iterator[str]:
         yield name
 
 
-# What is left after one call is what is left before the next: of the eight, three say all there is to say.
+# What is left after one call is what is left before the next, and either store shows it: of the eight, two say all there is to say.
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("place", "action", "when"),
     [
         ("server", "promote", "before"),
-        ("server", "promote", "after"),
         ("embedded", "rollback", "after"),
         *(
             pytest.param(*case, marks=pytest.mark.repeat)
-            for case in [("server", "rollback", "before"), ("server", "rollback", "after"), ("embedded", "promote", "before"),
+            for case in [("server", "promote", "after"), ("server", "rollback", "before"), ("server", "rollback", "after"), ("embedded", "promote", "before"),
                          ("embedded", "promote", "after"), ("embedded", "rollback", "before")]
         ),
     ],
@@ -642,7 +641,7 @@ def test_a_registry_that_goes_away_for_good_half_way(
 ) -> None:
     """At every place: the error says so, no champion is lost, and the next run ends what was begun."""
     outcomes = set()
-    for last in range(0, 100, 2):
+    for last in range(0, 100, 3):
         proxy = make_proxy(mlflow_server)
         proxy.rule = lambda request, forward: False if len(proxy.requests) > last else None  # noqa: B023
         champion = served_model.state["champion"]
