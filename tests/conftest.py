@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,17 @@ def wine_folder() -> Path:
     if not (folder / "winequality-red.csv").is_file():
         skip_or_fail(f"no genuine wine files in {folder}; set TOOLKIT_DATA_DIR")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def mlflow_forgets() -> Iterator[None]:
+    """What a test tells MLflow's fluent interface, the process and its environment keep: the next test in it would use that server."""
+    yield
+    if "mlflow" in sys.modules:
+        import mlflow
+
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
