@@ -15,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -77,6 +78,23 @@ def interleave(runs: Mapping[str, Callable[[], Mapping[str, float]]], repeats: i
             shown = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
             print(f"round {round_number + 1}/{repeats} {name}: {shown}", file=sys.stderr, flush=True)
     return measured
+
+
+def in_process(module: str, arm: str, options: Mapping[str, Any], *, cwd: Path, env: Mapping[str, str] | None = None) -> dict[str, float]:
+    """`python -m MODULE --arm ARM` in a fresh Python: its own figures, and `process_s`, the wall time of the whole process from outside."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--arm", arm, "--options", json.dumps(options)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    process_s = time.perf_counter() - began
+    if done.returncode:
+        raise RuntimeError(f"{arm}: {done.stderr[-2000:]}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "process_s": process_s}
 
 
 def arm(measured: Mapping[str, Sequence[Mapping[str, float]]], name: str, key: str, unit: str = "s") -> Arm:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -126,25 +124,8 @@ def promote_arm() -> dict[str, float]:
 
 
 def in_process(folder: Path, arm: str, **options: Any) -> dict[str, float]:
-    """One arm in a fresh Python; its own figures, and the wall time of the whole process from outside."""
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.promote", "--arm", arm, "--options", json.dumps(options)],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-            "TOOLKIT_HOME": str(folder / ".toolkit"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    process_s = time.perf_counter() - began
-    if done.returncode:
-        raise RuntimeError(f"{arm}: {done.stderr[-2000:]}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "process_s": process_s}
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "TOOLKIT_HOME": str(folder / ".toolkit")}
+    return harness.in_process("benchmarks.promote", arm, options, cwd=folder, env=env)
 
 
 def main() -> None:

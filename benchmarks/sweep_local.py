@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -205,21 +204,9 @@ class _MemoryWatch:
 
 
 def in_process(arm: str, **options: Any) -> dict[str, float]:
-    """One arm in a fresh Python, in an empty folder; its own figures, and the wall time of the whole process from outside."""
+    """In an empty folder."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.sweep_local", "--arm", arm, "--options", json.dumps(options)],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        process_s = time.perf_counter() - began
-        if done.returncode:
-            raise RuntimeError(f"{arm}: {done.stderr[-2000:]}")
-        return {**json.loads(done.stdout.splitlines()[-1]), "process_s": process_s}
+        return harness.in_process("benchmarks.sweep_local", arm, options, cwd=Path(folder))
 
 
 def first_command() -> dict[str, float]:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -139,21 +136,9 @@ def distributed_arm(data: str, num_rounds: int) -> dict[str, float]:
 
 
 def in_process(arm: str, **options: Any) -> dict[str, float]:
-    """One arm in a fresh Python, in an empty folder; its own figures, and the wall time of the whole process from outside."""
+    """In an empty folder."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.train_distributed", "--arm", arm, "--options", json.dumps(options)],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        process_s = time.perf_counter() - began
-        if done.returncode:
-            raise RuntimeError(f"{arm}: {done.stderr[-2000:]}")
-        return {**json.loads(done.stdout.splitlines()[-1]), "process_s": process_s}
+        return harness.in_process("benchmarks.train_distributed", arm, options, cwd=Path(folder))
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ import numpy as np
 from toolkit.core.errors import ExperimentError
 from toolkit.core.experiment import Experiment, Protocol
 from toolkit.core.model import XGBoost
-from toolkit.core.space import flatten
 from toolkit.settings import Settings
 from toolkit.sweep_cluster import ClusterName, TrialCluster
 from toolkit.sweep_control import Progress
@@ -191,7 +190,7 @@ class DistributedTraining:
             f"{parts.content_sha256}-{self.experiment.split!r}",
             parts.sample,
         )
-        num_test = sum(part.num_rows for part in parquet_parts.read_part(test_files, codes))
+        num_test = parquet_shards.num_rows_of(test_files)
         num_train, num_validation = parts.num_rows[parquet_parts.TRAIN], parts.num_rows[parquet_parts.VALIDATION]
         counts = f"{num_train:,} train, {num_validation:,} validation, {num_test:,} test"
         how = f"honest protocol: rows (equal ones together) by their hashes (seed {self.experiment.split.seed}); {counts}"
@@ -241,25 +240,16 @@ class DistributedTraining:
         self, fit: Fit, train: tuple[str, ...], validation: tuple[str, ...] | None, num_rounds: int, early_stopping_rounds: int | None
     ) -> DistributedResult:
         from toolkit.engines.ray_training import DistributedFit, train_distributed
+        from toolkit.engines.xgboost_model import booster_params
 
         shards, metrics = self._shards, self.experiment.metrics
-        searched = {name.rsplit("/", 1)[-1]: value for name, value in flatten(fit.chosen.params).items()}
-        params = {
-            "seed": self.experiment.sweep.seed,
-            "verbosity": 1,
-            **({"num_class": len(shards.columns.classes or ())} if self.model.task == "multiclass" else {}),
-            **self.model.params,
-            **searched,
-            "objective": "multi:softprob" if self.model.objective == "multi:softmax" else self.model.objective,
-            "device": self.model.device,
-            "eval_metric": [metric.name for metric in metrics],
-        }
+        num_classes = len(shards.columns.classes or ())
         asked = DistributedFit(
             train=train,
             validation=validation,
             columns=shards.columns,
             data_id=shards.data_id,
-            params=params,
+            params=booster_params(self.model, fit.chosen.params, num_classes, self.experiment.sweep.seed, metrics),
             metric=metrics[0],
             num_boost_round=num_rounds,
             early_stopping_rounds=early_stopping_rounds,
@@ -284,10 +274,9 @@ class DistributedTraining:
         self, first: DistributedResult, final: DistributedResult, validation: Part, validation_prediction: Any, test_prediction: Any
     ) -> FinalModel:
         from toolkit.core.trial import FinalModel
-        from toolkit.engines.xgboost_model import booster_from
+        from toolkit.engines.xgboost_model import booster_from, gains
 
         booster = booster_from(final.model)
-        gains: Mapping[str, Any] = booster.get_score(importance_type="total_gain")
         history = {name: [(step + 1.0, value) for step, value in enumerate(values)] for name, values in first.history.items()}
         return FinalModel(
             payload=final.model,
@@ -295,7 +284,7 @@ class DistributedTraining:
             validation_prediction=validation_prediction,
             test_prediction=test_prediction,
             fitted_prediction=booster.inplace_predict(self._shards.sample.features, validate_features=False),
-            importances={name: float(gains.get(name, 0.0)) for name in self._shards.columns.features},
+            importances=gains(booster, list(self._shards.columns.features)),
             num_rounds=booster.num_boosted_rounds(),
             refitted=self.protocol == "honest",
             history=history,

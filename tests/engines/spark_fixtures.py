@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.spark_standalone import SparkStandalone, kill
 from tests.commands import Answer, Workplace, wait_until
-from tests.needs import need_java
+from tests.needs import need_java, skip_or_fail
 
 GONE_TIMEOUT_S = 60
 
@@ -188,3 +191,35 @@ def memory_limit(process: subprocess.Popen[bytes], limit_bytes: int) -> Iterator
         kill(process)
         wait_until(lambda: not (folder / "tasks").read_text(), GONE_TIMEOUT_S)
         folder.rmdir()
+
+
+@contextmanager
+def own_session(folder: Path, conf: Mapping[str, str] | None = None) -> Iterator[Any]:
+    """A local session of a test file's own: a process has one at a time, and other files need other masters."""
+    need_java()
+    if importlib.util.find_spec("pyspark") is None:
+        skip_or_fail("needs pyspark")
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    assert SparkContext._active_spark_context is None, "another test has left its Spark session"
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.sql.shuffle.partitions": "3",
+        "spark.sql.warehouse.dir": str(folder),
+        "spark.log.level": "OFF",
+        **(conf or {}),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        session = SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
+        yield session
+        session.stop()
+        # The session is gone, the JVM would stay until this process ends, and with it the settings for the next session.
+        gateway = SparkContext._gateway
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+        gateway.proc.wait(timeout=30)
+        SparkContext._gateway = SparkContext._jvm = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pytest
 
 from tests.commands import Workplace, workplace
-from tests.needs import need_java, skip_or_fail
+from tests.engines.spark_fixtures import own_session
+from tests.needs import need_java
 from toolkit import explore as verb
 from toolkit.core.errors import ClusterError, DataError, UserError
 from toolkit.core.experiment import Dataset, Experiment, Metric
@@ -35,32 +35,8 @@ __all__ = ["workplace"]
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A session of this file's own: a process has one at a time, and other files need other masters."""
-    need_java()
-    if importlib.util.find_spec("pyspark") is None:
-        skip_or_fail("needs pyspark")
-    from pyspark import SparkContext
-    from pyspark.sql import SparkSession
-
-    assert SparkContext._active_spark_context is None, "another test has left its Spark session"
-    conf = {
-        "spark.ui.enabled": "false",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.sql.shuffle.partitions": "3",
-        "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
-        "spark.log.level": "OFF",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYSPARK_PYTHON", sys.executable)
-        session = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
+    with own_session(tmp_path_factory.mktemp("warehouse")) as session:
         yield session
-        session.stop()
-        gateway = SparkContext._gateway
-        gateway.shutdown()
-        gateway.proc.stdin.close()
-        gateway.proc.wait(timeout=30)
-        SparkContext._gateway = SparkContext._jvm = None
 
 
 def table(num_rows: int = 3000) -> pd.DataFrame:

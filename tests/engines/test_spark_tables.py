@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import sys
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.needs import need_java, skip_or_fail
+from tests.engines.spark_fixtures import own_session
 from toolkit.core.data import DataContext, LoadedData
 from toolkit.core.errors import DataError
 from toolkit.core.experiment import Dataset, Experiment, Metric, Protocol, Split
@@ -33,34 +32,8 @@ RESULT_SIZE_MIB = 8
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A session of this file's own: a process has one at a time, and other files need other masters."""
-    need_java()
-    if importlib.util.find_spec("pyspark") is None:
-        skip_or_fail("needs pyspark")
-    from pyspark import SparkContext
-    from pyspark.sql import SparkSession
-
-    assert SparkContext._active_spark_context is None, "another test has left its Spark session"
-    conf = {
-        "spark.ui.enabled": "false",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.maxResultSize": f"{RESULT_SIZE_MIB}m",
-        "spark.sql.shuffle.partitions": "3",
-        "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
-        "spark.log.level": "OFF",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYSPARK_PYTHON", sys.executable)
-        session = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
+    with own_session(tmp_path_factory.mktemp("warehouse"), {"spark.driver.maxResultSize": f"{RESULT_SIZE_MIB}m"}) as session:
         yield session
-        session.stop()
-        # The session is gone, the JVM would stay until this process ends, and with it the settings for the next session.
-        gateway = SparkContext._gateway
-        gateway.shutdown()
-        gateway.proc.stdin.close()
-        gateway.proc.wait(timeout=30)
-        SparkContext._gateway = SparkContext._jvm = None
 
 
 @pytest.fixture

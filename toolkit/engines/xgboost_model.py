@@ -5,7 +5,7 @@ Matrices are built once a process and kept: `_matrices` below is the reason why 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,6 @@ class XGBoostTrainer:
             matrix, _ = self._build(booster_params, everything, None, data.trial, num_threads)
             booster = xgboost.train(booster_params, matrix, num_boost_round=num_rounds, verbose_eval=False)
         booster.feature_names = list(data.trial.feature_names)
-        gains: Mapping[str, Any] = booster.get_score(importance_type="total_gain")
         return FinalModel(
             payload=bytes(booster.save_raw("ubj")),
             validation_label=np.concatenate(labels),
@@ -75,7 +74,7 @@ class XGBoostTrainer:
             test_prediction=self.predict(booster, data.test),
             fitted_prediction=self.predict(booster, data.trial.rows),
             history=fitted.history,
-            importances={name: float(gains.get(name, 0.0)) for name in data.trial.feature_names},
+            importances=gains(booster, data.trial.feature_names),
             num_rounds=booster.num_boosted_rounds(),
             refitted=not self.keep_trial_model,
         )
@@ -113,18 +112,7 @@ class XGBoostTrainer:
         return watch.result(final=True), booster
 
     def _booster_params(self, params: Mapping[str, Any], data: TrialData, num_threads: int) -> dict[str, Any]:
-        searched = {name.rsplit("/", 1)[-1]: value for name, value in flatten(params).items()}
-        return {
-            "seed": self.seed,
-            "verbosity": 1,
-            **({"num_class": data.num_classes} if data.task == "multiclass" else {}),
-            **self.model.params,
-            **searched,
-            "objective": _objective(self.model.objective),
-            "device": self.model.device,
-            "nthread": num_threads,
-            "eval_metric": [metric.name for metric in self.metrics],
-        }
+        return {**booster_params(self.model, params, data.num_classes, self.seed, self.metrics), "nthread": num_threads}
 
     def _matrices_of(
         self, booster_params: Mapping[str, Any], data: TrialData, number: int, num_threads: int
@@ -207,9 +195,26 @@ def _needs_raw_values(booster_params: Mapping[str, Any]) -> bool:
     return booster_params.get("tree_method") in _NEEDS_RAW_VALUES or booster_params.get("booster") == "gblinear"
 
 
-def _objective(name: str) -> str:
-    """Class labels cannot be ranked or thresholded: the probabilities behind them are what is fitted."""
-    return "multi:softprob" if name == "multi:softmax" else name
+def booster_params(model: XGBoost, params: Mapping[str, Any], num_classes: int, seed: int, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """All of the booster's but `nthread`: the searched or given `params` over the model's own."""
+    searched = {name.rsplit("/", 1)[-1]: value for name, value in flatten(params).items()}
+    return {
+        "seed": seed,
+        "verbosity": 1,
+        **({"num_class": num_classes} if model.task == "multiclass" else {}),
+        **model.params,
+        **searched,
+        # Class labels cannot be ranked or thresholded: the probabilities behind them are what is fitted.
+        "objective": "multi:softprob" if model.objective == "multi:softmax" else model.objective,
+        "device": model.device,
+        "eval_metric": [metric.name for metric in metrics],
+    }
+
+
+def gains(booster: xgboost.Booster, feature_names: Sequence[str]) -> dict[str, float]:
+    """Total gain of the splits on each feature; 0 for one that is never used."""
+    found: Mapping[str, Any] = booster.get_score(importance_type="total_gain")
+    return {name: float(found.get(name, 0.0)) for name in feature_names}
 
 
 def booster_from(payload: bytes) -> xgboost.Booster:
