@@ -199,6 +199,18 @@ def test_the_search_never_waits(sweep: Sweep, quick_retries: None) -> None:
     assert sweep.tracker.close(0.5) == 2000
 
 
+def test_the_end_waits_for_a_slow_server_as_long_as_it_answers(sweep: Sweep) -> None:
+    sweep.tracker.connect()
+
+    def slowly(request: Request, forward: Callable[[], tuple[int, bytes]]) -> None:
+        time.sleep(0.3)
+
+    proxy_of(sweep).rule = slowly
+    sweep.run_trials(range(4))
+    assert sweep.tracker.close(1) == 0, "twelve requests of 0.3 s"
+    assert [child.status for child in sweep.children().values()] == ["FINISHED"] * 4
+
+
 def test_server_killed_in_the_middle_and_started_again(own_mlflow_server: MlflowServer, tmp_path: Path, quick_retries: None) -> None:
     sweep = Sweep(own_mlflow_server.uri, tmp_path)
     sweep.tracker.connect()

@@ -125,8 +125,8 @@ def test_the_network_is_cut(workplace: Workplace, network: Network, mlflow_serve
         command = SparkCommand(workplace, cluster)
         process = command.start(path, "--tracking-uri", mlflow_server.uri, "--spark-conf", f"spark.driver.host={network.host}")
         workplace.wait_for_trials(f"{name}-honest", 3, process)
-        gate.wait()
-        assert len(gate.nodes()) == 2, "trials ran on both"
+        # The one that is there first waits at the gate with its one slot: what remains goes to the other, whenever it comes.
+        wait_until(lambda: len(gate.nodes()) == 2, 90)
         network.cut()
         gate.open()
         check_answer(command.finish(process))

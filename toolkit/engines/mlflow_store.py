@@ -97,6 +97,7 @@ class MlflowStore:
     Attributes:
         uri: with credentials, where it has some; `display_uri`: without.
         num_calls: calls made so far; with a server, one REST request each (artifact uploads not counted).
+        num_answers: those of them that the store has carried out.
 
     Raises:
         TrackingError: no store speaks this URI's scheme, or the embedded database cannot be opened.
@@ -105,7 +106,7 @@ class MlflowStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.display_uri = without_secrets(self.uri)
-        self.num_calls = 0
+        self.num_calls = self.num_answers = 0
         self._lock = threading.Lock()
         if self.uri.startswith("sqlite:///"):
             check_sqlite(self.uri)
@@ -128,7 +129,10 @@ class MlflowStore:
         """
         with self._lock:
             self.num_calls += 1
-        return told(lambda: getattr(self._store, method)(*args, **kwargs))
+        answer = told(lambda: getattr(self._store, method)(*args, **kwargs))
+        with self._lock:
+            self.num_answers += 1
+        return answer
 
     def experiment_id(self, name: str) -> str:
         """The experiment of this name, created where there is none.

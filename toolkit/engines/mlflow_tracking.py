@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 10.0
+LONGEST_CLOSE_S = 60.0
 MODEL_TIMEOUT_S = 120.0
 
 
@@ -239,23 +240,33 @@ class MlflowTracker:
         return self._store.num_calls if self._store else 0
 
     @property
+    def _num_answers(self) -> int:
+        """Grows while MLflow takes what is sent, uploads included."""
+        return self.num_sent + (self._store.num_answers if self._store else 0)
+
+    @property
     def num_unsent(self) -> int:
         """Entries that MLflow does not have yet."""
         with self._changed:
             return len(self._queue) + (self._in_flight is not None)
 
     def close(self, timeout_s: float = 10.0) -> int:
-        """Wait until all is sent, at most `timeout_s`; what remains is written to the spool.
+        """Wait until all is sent: `timeout_s` without an answer, LONGEST_CLOSE_S while MLflow answers. What remains is written to the spool.
 
         Returns:
             the number of entries not sent.
         """
+        began = time.monotonic()
         with self._changed:
             self._is_closing = True
-            self._deadline = time.monotonic() + timeout_s
+            self._deadline = began + timeout_s
             self._changed.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        while self._thread.is_alive() and (left_s := self._deadline - time.monotonic()) > 0:
+            before = self._num_answers
+            self._thread.join(min(left_s, 0.5))
+            if self._num_answers > before:
+                with self._changed:
+                    self._deadline = max(self._deadline, min(began + LONGEST_CLOSE_S, time.monotonic() + timeout_s))
         unsent = self.num_unsent
         if unsent:
             self._write_spool()
