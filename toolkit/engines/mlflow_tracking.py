@@ -251,7 +251,7 @@ class MlflowTracker:
             return len(self._queue) + (self._in_flight is not None)
 
     def close(self, timeout_s: float = 10.0) -> int:
-        """Wait until all is sent: `timeout_s` without an answer, LONGEST_CLOSE_S while MLflow answers. What remains is written to the spool.
+        """Wait until all is sent: `timeout_s` without an answer, LONGEST_CLOSE_S while MLflow answers. What remains goes to the spool.
 
         Returns:
             the number of entries not sent.
