@@ -1,4 +1,4 @@
-"""What is left over, and away with it: unfinished studies, spool files, caches, dead runs, orphan artifacts, old versions.
+"""What is left over, and away with it: unfinished studies and trainings, spool files, caches, dead runs, orphan artifacts, old versions.
 
 `cleanup()` is the Python API and what `toolkit cleanup` calls. It only looks, unless it is told to remove.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toolkit.champion_lock import Hold
     from toolkit.engines.mlflow_registry import Registry
 
-KINDS: tuple[Kind, ...] = ("studies", "spool", "caches", "runs", "artifacts", "versions")
+KINDS: tuple[Kind, ...] = ("studies", "trainings", "spool", "caches", "runs", "artifacts", "versions")
 IN_MLFLOW: tuple[Kind, ...] = ("runs", "artifacts", "versions")
 KEPT_VERSIONS = 10
 
@@ -119,8 +119,8 @@ def cleanup(
 ) -> Cleanup:
     """List what is left over; with `remove` also remove what may go.
 
-    Studies and spool files that changed within the last day are kept, and so is what a process is at, what has an alias, and runs and
-    artifacts of registered versions. All is looked at before anything is removed.
+    Studies, trainings and spool files that changed within the last day are kept, and so is what a process is at, what has an alias, and
+    runs and artifacts of registered versions. All is looked at before anything is removed.
 
     Args:
         keep: of each model's versions without an alias the newest `keep` stay.
@@ -136,6 +136,8 @@ def cleanup(
     items: list[Leftover] = []
     if "studies" in kinds:
         items += home_leftovers.unfinished_studies(settings.home, is_mirrored=settings.state_uri is not None)
+    if "trainings" in kinds:
+        items += home_leftovers.broken_trainings(settings.home)
     if "spool" in kinds:
         items += home_leftovers.orphan_spools(settings.home)
     if "caches" in kinds:

@@ -266,10 +266,10 @@ def check_spark() -> Check:
 
 def check_spark_cluster(settings: Settings, master: str | None, conf: Mapping[str, str]) -> list[Check]:
     """What stands in the way of a sweep there is one line, the first that is found."""
-    from toolkit.engines import spark_session
+    from toolkit.engines import spark_cluster
 
     try:
-        cluster = spark_session.connect(master, conf, app_name="toolkit doctor", java_home=settings.java_home, remote=settings.spark_remote)
+        cluster = spark_cluster.connect(master, conf, app_name="toolkit doctor", java_home=settings.java_home, remote=settings.spark_remote)
     except ClusterError as error:
         found, _, advice = str(error).partition("; ")
         return [Check("spark cluster", "fail", found, advice)]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,8 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from toolkit.core.errors import DataError, ExperimentError, UserError
+from toolkit.core.errors import DataError, ExperimentError
 from toolkit.core.experiment import Experiment
+from toolkit.reports.destination import destination
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ def explore(
         UserError: whatever the user can act on; nothing is written then.
     """
     settings = settings or Settings.read()
-    path = (report or settings.home / "reports" / f"{experiment.name}-explore.html").absolute()
-    _check_report(path)
+    path = destination(report, settings.home / "reports" / f"{experiment.name}-explore.html")
     exploring = _Exploring(experiment, source or experiment.name, settings, progress or _Unwatched())
     return exploring.execute(data, path, spark_master, spark_conf or {})
 
@@ -252,13 +251,3 @@ def _told(findings: Sequence[Finding]) -> list[str]:
         if len(found) > TOLD_OF_A_KIND:
             told.append(f"{len(found) - TOLD_OF_A_KIND} more such columns ({kind.replace('_', ' ')})")
     return told
-
-
-def _check_report(path: Path) -> None:
-    existing = next(each for each in path.parents if each.exists())
-    if path.is_dir() or not existing.is_dir():
-        raise UserError("--report must name a file", got=str(path), next_step="for example --report report.html")
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise UserError("--report must name a file that can be written", got=f"{path}: {error.strerror}") from error

@@ -123,7 +123,7 @@ def judged(
 
 def _known(experiment: Experiment) -> list[str]:
     """The experiment's metrics that can be computed from predictions; a figure that only the user's own `fit` reports cannot."""
-    from toolkit.engines.sklearn_evaluation import KNOWN_METRICS
+    from toolkit.core.metrics import KNOWN_METRICS
 
     names = [metric.name for metric in experiment.metrics]
     if isinstance(experiment.model, XGBoost):

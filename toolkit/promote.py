@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.core.errors import ExperimentError, RegistryError, UserError
+from toolkit.core.errors import ExperimentError, RegistryError
 from toolkit.core.experiment import Experiment
 from toolkit.core.gates import COSTS, check_overrides, may_promote, overridden
 from toolkit.core.recipes import load_experiment, override
@@ -27,6 +27,7 @@ from toolkit.core.registry import (
     EXPERIMENT_TAG,
     parse_model,
 )
+from toolkit.reports.destination import destination
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -208,8 +209,6 @@ class _Promotion:
             raise ExperimentError(f"{version}: its experiment, whose gates judge it", got=str(error), next_step=step) from error
 
     def _check_gates(self) -> None:
-        from toolkit.engines.sklearn_evaluation import check_metric
-
         gates = self.experiment.gates
         if not gates:
             raise ExperimentError(
@@ -217,17 +216,12 @@ class _Promotion:
                 got=f"none in {self.experiment.name!r}",
                 next_step='add gates=(Gate("auc", at_least=0.8), Gate("auc", no_worse_than_champion_by=0.01)) to it',
             )
-        for gate in gates:
-            if gate.metric not in COSTS:
-                check_metric(self.experiment.model.task, gate.metric)
         check_overrides(self.asked.overrides, gates)
 
     def _report_path(self) -> Path:
         safe = re.sub(r"[^\w.-]+", "_", self.challenger.name)
-        path = (self.asked.report or self.settings.home / "reports" / f"{safe}-{self.challenger.version}-promotion.html").absolute()
-        if path.is_dir():
-            raise UserError("--report must name a file", got=str(path), next_step="for example --report report.html")
-        return path
+        default = self.settings.home / "reports" / f"{safe}-{self.challenger.version}-promotion.html"
+        return destination(self.asked.report, default)
 
     # --- judging ------------------------------------------------------------------------------------------------------------------
 

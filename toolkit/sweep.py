@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 import uuid
@@ -16,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.errors import ClusterError, ExperimentError, StudyError, SweepInterrupted, TooManyFailedTrials, TrackingError, UserError
+from toolkit.core.errors import ClusterError, ExperimentError, Interrupted, StudyError, TooManyFailedTrials, TrackingError
 from toolkit.core.experiment import Experiment, check_fingerprint
 from toolkit.core.experiment import Protocol as SweepProtocol
 from toolkit.core.model import Custom, XGBoost
 from toolkit.core.search import Runner, Search, error_summary
 from toolkit.core.study import TrialRecord, TrialState, best_record, pareto_front
 from toolkit.registration import check_registrable
+from toolkit.reports.destination import destination
 from toolkit.settings import Settings
 from toolkit.sweep_cluster import ClusterName, TrialCluster
 from toolkit.sweep_control import Interrupts, Progress, Unwatched, interrupts
@@ -73,7 +73,7 @@ def sweep(
 
     Raises:
         UserError: whatever the user can act on; nothing is written then unless trials had already run.
-        SweepInterrupted: Ctrl-C or SIGTERM; what was finished is kept.
+        Interrupted: Ctrl-C or SIGTERM; what was finished is kept.
     """
     settings = settings or Settings.read()
     if experiment.model.kind == "sparkml" or experiment.space is None:
@@ -92,7 +92,7 @@ def sweep(
             result, spec = run.execute(stack, handler, resume, study, data, tracking_uri, report)
             return run.register(result, spec, source) if register else result
     except KeyboardInterrupt:
-        raise SweepInterrupted(run.how_to_resume()) from None
+        raise Interrupted(run.how_to_resume()) from None
 
 
 @dataclass
@@ -142,7 +142,7 @@ class _Run:
         folder = stack.enter_context(
             study_folder(self.settings.home, base_name, resume, self.settings.state_uri, is_exact=study_name is not None)
         )
-        self._check_report(report or self._report_path(folder.name))
+        self.report_path = destination(report, self.settings.home / "reports" / f"{folder.name}.html")
 
         # Ray takes seconds to start, most of it in other processes: this one meanwhile imports, opens the study, and splits.
         if self.place.kind != "inprocess":
@@ -174,7 +174,7 @@ class _Run:
         best, front = self._winners(study.records())
         final, evaluation = self._fit_winner(best, split, loaded)
         tracker.connect()
-        result = self._result(search, runner, loaded, split, (best, front), evaluation, report)
+        result = self._result(search, runner, loaded, split, (best, front), evaluation)
         self.progress.phase("writing the report")
         result, spec = publish(result, final, loaded, split, study, tracker, folder.path)
         self._tracking_ended = True
@@ -207,7 +207,7 @@ class _Run:
 
     def _load(self, data: Path | None) -> LoadedData:
         from toolkit.core.data import DataContext
-        from toolkit.engines.sklearn_evaluation import check_metric
+        from toolkit.core.metrics import check_metric
         from toolkit.engines.tables import load_data
 
         if isinstance(self.experiment.model, XGBoost):
@@ -231,15 +231,6 @@ class _Run:
                     next_step="raise --trials to extend it, or leave --resume out to begin another",
                 )
         return study
-
-    def _check_report(self, path: Path) -> None:
-        existing = next(each for each in path.absolute().parents if each.exists())
-        if path.is_dir() or not existing.is_dir():
-            raise UserError("--report must name a file", got=str(path), next_step="for example --report report.html")
-        try:
-            tempfile.TemporaryFile(dir=existing).close()
-        except OSError as error:
-            raise UserError("--report must name a file that can be written", got=f"{path}: {error.strerror}") from error
 
     def _is_embedded(self, uri: str | None) -> bool:
         """The database is a file of ours: nothing on a network can refuse, and the search need not wait until MLflow is imported."""
@@ -320,7 +311,7 @@ class _Run:
         """Raise unless there is something to choose a winner from."""
         assert self.study is not None and self.tracker is not None
         if search.stopping == "interrupt":
-            raise SweepInterrupted(self.how_to_resume())
+            raise Interrupted(self.how_to_resume())
         if search.stopping == "cluster":
             raise ClusterError("Ray must last as long as the search", got=self.place.failure(), next_step=self.how_to_resume())
         if search.stopping == "tracking":
@@ -382,7 +373,6 @@ class _Run:
         split: SplitData,
         winner: tuple[TrialRecord | None, list[TrialRecord]],
         evaluation: Evaluation | None,
-        report: Path | None,
     ) -> SweepResult:
         from toolkit.core.result import SweepResult
         from toolkit.engines import build
@@ -414,7 +404,7 @@ class _Run:
             mlflow_experiment=self.tracker.experiment_name,
             parent_run_id=self.tracker.parent_run_id,
             model_uri="",
-            report_path=str((report or self._report_path(self.study.name)).absolute()),
+            report_path=str(self.report_path),
             source=loaded.source,
             feature_names=loaded.feature_names,
             split_description=split.description,
@@ -426,6 +416,3 @@ class _Run:
             versions=build.versions(),
             git_commit=self.git.commit or "",
         )
-
-    def _report_path(self, study: str) -> Path:
-        return self.settings.home / "reports" / f"{study}.html"

@@ -17,7 +17,7 @@ from toolkit.settings import Settings
 if TYPE_CHECKING:
     from toolkit.core.data import TrialData
     from toolkit.engines.ray_cluster import RayConnection
-    from toolkit.engines.spark_session import SparkCluster
+    from toolkit.engines.spark_cluster import SparkCluster
 
 ClusterName = Literal["auto", "inprocess", "local", "spark"]
 
@@ -72,11 +72,11 @@ class TrialCluster:
         """Before the data is read: it may be a table of this session's.
 
         Raises:
-            ClusterError: one line for whatever stands in the way, see `spark_session.connect`.
+            ClusterError: one line for whatever stands in the way, see `spark_cluster.connect`.
         """
         if self.kind != "spark":
             return
-        from toolkit.engines import spark_session
+        from toolkit.engines import spark_cluster
 
         sweep = self._experiment.sweep
         if sweep.gpus_per_trial:
@@ -85,13 +85,13 @@ class TrialCluster:
                 got=f"sweep.gpus_per_trial={sweep.gpus_per_trial:g}",
                 next_step="use --cluster local",
             )
-        self._spark = spark_session.connect(
+        self._spark = spark_cluster.connect(
             self._spark_master,
             self._spark_conf,
             app_name=f"toolkit {self._experiment.name}",
             java_home=self._settings.java_home,
             remote=self._settings.spark_remote,
-            wanted=spark_session.Wanted(sweep.concurrency, sweep.cpus_per_trial, self._experiment.cluster.min_workers),
+            wanted=spark_cluster.Wanted(sweep.concurrency, sweep.cpus_per_trial, self._experiment.cluster.min_workers),
         )
         stack.callback(self._spark.close)
         per_worker = int(self._spark.cores_per_worker // sweep.cpus_per_trial)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.core.errors import UserError
+from toolkit.core.errors import Interrupted, UserError
 from toolkit.core.experiment import Experiment, Metric, Protocol
 from toolkit.registration import check_registrable
+from toolkit.reports.destination import destination
 from toolkit.settings import Settings
 from toolkit.sweep_control import Progress, Unwatched
 from toolkit.train_fits import Fit, Fitted, Rows, baselines, fit_here, fit_pipeline
@@ -62,6 +63,7 @@ def train(
 
     Raises:
         UserError: whatever the user can act on; MLflow then has no run of it unless the fit itself failed.
+        Interrupted: Ctrl-C while a distributed training fits; its checkpoints are kept.
     """
     settings = settings or Settings.read()
     kind: Kind = "distributed" if distributed else "baseline" if baseline else "final"
@@ -69,6 +71,8 @@ def train(
         raise UserError("--distributed and --baseline exclude each other", next_step="leave one of them out")
     if register:
         check_registrable(experiment)
+    ending = "baseline" if baseline else "train"
+    path = destination(report, settings.home / "reports" / f"{experiment.name}-{ending}.html")
     training = _Training(experiment, kind, protocol, settings, progress or Unwatched(), tracking_uri, source)
     with ExitStack() as stack:
         if not distributed:
@@ -78,8 +82,11 @@ def train(
 
             by_ray = DistributedTraining(experiment, protocol, settings, training.progress, cluster, spark_master, spark_conf or {})
             fit, rows = by_ray.prepare(stack, params, training.context(data))
-            logged = [training.fit_and_log(fit, rows, by_ray.fit)]
-    return training.answer(logged, register, report)
+            try:
+                logged = [training.fit_and_log(fit, rows, by_ray.fit)]
+            except KeyboardInterrupt:
+                raise Interrupted(by_ray.how_to_go_on()) from None
+    return training.answer(logged, register, path)
 
 
 @dataclass(frozen=True)
@@ -244,7 +251,7 @@ class _Training:
 
     # --- the answer ---------------------------------------------------------------------------------------------------------------
 
-    def answer(self, logged: list[_Logged], register: bool, report: Path | None) -> TrainResult:
+    def answer(self, logged: list[_Logged], register: bool, report: Path) -> TrainResult:
         from toolkit.core.training import TrainResult
         from toolkit.engines import build
 
@@ -255,8 +262,6 @@ class _Training:
             assert best.spec is not None, "refused by check_registrable"
             self.progress.phase("registering")
             models[place] = replace(models[place], registered=self._register(best.spec, models[place], best.run))
-        ending = "baseline" if self.kind == "baseline" else "train"
-        default_report = self.settings.home / "reports" / f"{self.experiment.name}-{ending}.html"
         result = TrainResult(
             experiment=self.experiment,
             kind=self.kind,
@@ -270,7 +275,7 @@ class _Training:
             num_test_rows=best.rows.num_test,
             tracking_uri=best.run.tracking_uri,
             mlflow_experiment=best.run.experiment_name,
-            report_path=str((report or default_report).absolute()),
+            report_path=str(report),
             wall_s=0.0,
             started_unix_s=self.began_unix_s,
             versions=build.versions(),

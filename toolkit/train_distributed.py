@@ -95,6 +95,7 @@ class DistributedTraining:
             UserError: whatever the user can act on.
         """
         from toolkit.engines import table_source
+        from toolkit.engines.claims import claimed
         from toolkit.engines.ray_training import num_hosts, storage_folder
         from toolkit.train_params import final_params
 
@@ -108,6 +109,7 @@ class DistributedTraining:
         self._home = self.settings.home / "training"
         self._storage = storage_folder(self.experiment.training, self._home, max(1, self.place.num_spark_hosts))
         folder = self._storage / f"rows-{self.experiment.name}"
+        stack.enter_context(claimed(self._home, folder, f"distributed training of {self.experiment.name}"))
         shutil.rmtree(folder, ignore_errors=True)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         rows = self._divide(stack, source, context, folder) if self._is_large(source) else self._gather(source, context, folder)
@@ -235,6 +237,13 @@ class DistributedTraining:
         made, evaluation = judged(fit.experiment, self.protocol, shards.columns.classes, made, validation, test, shards.sample)
         wall_s = time.perf_counter() - began
         return Fitted(made, evaluation, wall_s, {}, num_workers=self.experiment.training.num_workers, num_restarts=num_restarts)
+
+    def how_to_go_on(self) -> str:
+        """After Ctrl-C, for a person."""
+        if not any(self._storage.glob("training-*")):
+            return "interrupted; nothing is kept"
+        every = self.experiment.training.checkpoint_every
+        return f"interrupted; the same command goes on from its last checkpoint (one every {every} rounds)"
 
     def _fit(
         self, fit: Fit, train: tuple[str, ...], validation: tuple[str, ...] | None, num_rounds: int, early_stopping_rounds: int | None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ExperimentError
 from toolkit.core.experiment import Experiment, Metric, Protocol
-from toolkit.core.model import XGBOOST_METRICS, Sklearn, SparkML, Task, XGBoost
+from toolkit.core.metrics import XGBOOST_METRICS
+from toolkit.core.model import Sklearn, SparkML, Task, XGBoost
 from toolkit.train_params import ChosenParams
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tests.engines.test_ray_training import NAMES, PARAMS, TEST, TRAIN, VALIDATI
 from tests.needs import need_java
 from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Cluster
-from toolkit.engines import build, spark_session
+from toolkit.engines import build, spark_cluster
 from toolkit.engines.ray_cluster import RayConnection
 from toolkit.engines.ray_rows import OBJECT_STORE_BYTES
 from toolkit.engines.ray_training_cluster import num_hosts
@@ -35,8 +35,8 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkStanda
 @contextmanager
 def ray_on(standalone: SparkStandalone) -> Iterator[RayConnection]:
     conf = {"spark.executor.memory": "512m", "spark.executor.cores": "1", "spark.cores.max": "2"}
-    wanted = spark_session.Wanted(slots=2)
-    spark = spark_session.connect(standalone.url, conf, app_name="tests", java_home=None, remote=None, wanted=wanted)
+    wanted = spark_cluster.Wanted(slots=2)
+    spark = spark_cluster.connect(standalone.url, conf, app_name="tests", java_home=None, remote=None, wanted=wanted)
     try:
         connection, _ = build.connect_ray_on_spark(spark, Cluster(min_workers=2), OBJECT_STORE_BYTES, 2)
         try:

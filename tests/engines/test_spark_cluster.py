@@ -27,9 +27,9 @@ from toolkit.core.errors import ClusterError
 from toolkit.core.experiment import Cluster, Dataset
 from toolkit.core.recipes import load_experiment
 from toolkit.core.result import SweepResult
-from toolkit.engines import build, spark_session
+from toolkit.engines import build, spark_cluster, spark_session
 from toolkit.engines.ray_cluster import RayConnection
-from toolkit.engines.spark_session import SparkCluster
+from toolkit.engines.spark_cluster import SparkCluster
 from toolkit.sweep import sweep
 
 pytestmark = pytest.mark.engine
@@ -61,7 +61,7 @@ def spark(standalone: SparkStandalone) -> Iterator[SparkCluster]:
 
 
 def connect(master: str | None, conf: dict[str, str] | None = None, **options: Any) -> SparkCluster:
-    return spark_session.connect(master, conf or {}, **{"app_name": "tests", "java_home": None, "remote": None, **options})
+    return spark_cluster.connect(master, conf or {}, **{"app_name": "tests", "java_home": None, "remote": None, **options})
 
 
 def refusal(master: str | None, conf: dict[str, str] | None = None, **options: Any) -> str:
@@ -117,7 +117,7 @@ def test_a_session_that_does_not_start_says_why(standalone: SparkStandalone, cap
 
 
 def test_no_executor(standalone: SparkStandalone, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(spark_session, "EXECUTOR_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(spark_cluster, "EXECUTOR_TIMEOUT_S", 2.0)
     got = refusal(standalone.url, {"spark.executor.memory": "8g"})
     assert got.startswith("Spark must give the application an executor, got none within 2 s; its cores or memory may be taken")
     assert capfd.readouterr().err == "" and no_jvm()
@@ -287,7 +287,7 @@ def test_settings_are_for_a_session_that_is_started(spark: SparkCluster) -> None
 
 
 def test_a_session_that_is_none_of_the_classic_kind(spark: SparkCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spark_session, "active_session", object)
+    monkeypatch.setattr(spark_cluster, "active_session", object)
     assert "got a Spark Connect session; use a cluster in dedicated access mode" in refusal(None)
 
 
@@ -342,7 +342,7 @@ def test_a_python_without_ray_or_with_another(on_executors: Callable[..., str], 
 
 
 def test_cores_that_others_have(spark: SparkCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spark_session, "PROBE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(spark_cluster, "PROBE_TIMEOUT_S", 1.0)
     context = spark.session.sparkContext
 
     def sleep(_: Any) -> Iterator[int]:

@@ -182,6 +182,13 @@ def test_a_model_that_was_changed_is_refused(settings: Settings) -> None:
         portable_model.load(model.folder)
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(settings: Settings) -> None:
+    before = set(settings.home.parent.rglob("*"))
+    with pytest.raises(UserError, match=r"--report must name a file, got .*; for example --report report.html"):
+        train(CASES["wine"](), report=settings.home.parent, settings=settings)
+    assert set(settings.home.parent.rglob("*")) == before
+
+
 def test_everything_is_logged(settings: Settings) -> None:
     case = replace(CASES["wine"](), split=Split(seed=3, folds=3))
     result, _, pyfunc = trained(case, settings)

@@ -6,6 +6,9 @@ What Ray Train itself does, kills included, is in test_ray_training.py.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import mlflow
@@ -13,9 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.commands import Workplace, workplace
+from tests.commands import Workplace, wait_until, workplace
 from tests.needs import need_java
+from toolkit.core.leftovers import OLD_S
 from toolkit.engines import portable_model
+from toolkit.engines.claims import claimed
 
 pytestmark = [pytest.mark.engine, pytest.mark.e2e]
 __all__ = ["workplace"]
@@ -76,6 +81,49 @@ def test_a_table_that_is_not_gathered_becomes_champion(workplace: Workplace) -> 
     assert promoted.code == 0 and promoted.json["is_promoted"], promoted.err
     assert promoted.json["metrics"]["challenger"]["auc"] == pytest.approx(result["test_metrics"]["auc"], abs=1e-6)
     workplace.all_gone()
+
+
+@pytest.mark.fault
+def test_interrupted_and_what_is_left(workplace: Workplace) -> None:
+    (workplace.folder / "large.py").write_text(LARGE)
+    rows(4000, 0).to_parquet(workplace.folder / "rows", index=False)
+    rows(500, 9).to_parquet(workplace.folder / "holdout.parquet", index=False)
+    (workplace.folder / "params.yaml").write_text("max_depth: 2\n")
+    endless = [
+        "--set",
+        "model.num_boost_round=1000000",
+        "--set",
+        "model.early_stopping_rounds=1000000",
+        "--set",
+        "training.checkpoint_every=5",
+    ]
+    command = ["train", "large.py", "--params", "params.yaml", "--distributed", *endless]
+    process = workplace.start(*command)
+    home = workplace.folder / ".toolkit" / "training"
+    wait_until(lambda: any(home.glob("training-*/checkpoint_*")), 90)
+    second = workplace.here(*command)
+    assert second.code == 1 and second.err.endswith("; wait for it\n"), second.err
+    assert "error: the same distributed training of large must not run twice at once" in second.err
+    os.killpg(process.pid, signal.SIGINT)
+    answer = workplace.finish(process)
+    assert answer.code == 130 and answer.out == ""
+    assert answer.err.endswith("interrupted; the same command goes on from its last checkpoint (one every 5 rounds)\n"), answer.err
+    workplace.all_gone()
+
+    (left,) = home.glob("training-*/")
+    only = ["cleanup", "--only", "trainings", "--json"]
+    (item,) = workplace.here(*only).json["items"]
+    assert (item["name"], item["state"], item["reason"]) == (str(left), "kept", "changed within the last day")
+    then = time.time() - 2 * OLD_S
+    for path in (home, *home.rglob("*")):
+        os.utime(path, (then, then))
+    with claimed(home, left, "training"):
+        assert workplace.here(*only, "--yes").json["items"][0]["reason"] == "a process is at it"
+        assert left.exists()
+    for path in home.glob("*.lock"):
+        os.utime(path, (then, then))
+    assert workplace.here(*only, "--yes").json["num_removed"] == 1
+    assert list(home.iterdir()) == [] and workplace.here(*only).json["items"] == []
 
 
 def test_what_cannot_be_distributed(workplace: Workplace, wine_folder: Path) -> None:

@@ -22,7 +22,7 @@ from toolkit.cli.app import run
 from toolkit.cli.output import answer_stream, write_json
 from toolkit.cli.sweep import summary, warnings_of
 from toolkit.core.data import DataSource
-from toolkit.core.errors import DataError, StudyError, SweepInterrupted
+from toolkit.core.errors import DataError, Interrupted, StudyError
 
 ROOT = Path(__file__).parents[2]
 TOOLKIT = [sys.executable, "-m", "toolkit"]
@@ -124,7 +124,7 @@ def test_bad_input_is_one_line_and_no_answer(called, capfd, arguments, code, wor
         ),
         (StudyError("no study to resume"), 1, "error: no study to resume\n"),
         (
-            SweepInterrupted("interrupted; 3 trials are kept, go on with --resume"),
+            Interrupted("interrupted; 3 trials are kept, go on with --resume"),
             130,
             "interrupted; 3 trials are kept, go on with --resume\n",
         ),

@@ -11,9 +11,9 @@ import pytest
 from toolkit.core import comparison
 from toolkit.core.comparison import compare
 from toolkit.core.figures import Order, Prediction, Rows, figure_of
-from toolkit.core.gates import LARGER_IS_BETTER, SMALLER_IS_BETTER, larger_is_better
+from toolkit.core.metrics import KNOWN_METRICS, LARGER_IS_BETTER, SMALLER_IS_BETTER, larger_is_better
 from toolkit.core.model import Task
-from toolkit.engines.sklearn_evaluation import KNOWN_METRICS, metric_of
+from toolkit.engines.sklearn_evaluation import metric_of
 
 NUM = 400
 ARGUMENTS = {"tweedie-nloglik": "@1.5", "ndcg": "@4", "pre": "@3"}

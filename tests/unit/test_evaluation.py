@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from toolkit.core.errors import ExperimentError
 from toolkit.core.experiment import Costs
-from toolkit.core.model import XGBOOST_METRICS, Task
-from toolkit.engines.sklearn_evaluation import KNOWN_METRICS, check_metric, choose_threshold, evaluate, metric_of
+from toolkit.core.metrics import KNOWN_METRICS, XGBOOST_METRICS, check_metric
+from toolkit.core.model import Task
+from toolkit.engines.sklearn_evaluation import choose_threshold, evaluate, metric_of
 
 NUM = 400
 RANDOM = np.random.RandomState(5)

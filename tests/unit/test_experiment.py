@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from toolkit.core.errors import ExperimentError
 from toolkit.core.experiment import Asha, Dataset, Experiment, Median, Metric, Split, Sweep
+from toolkit.core.gates import Gate
 from toolkit.core.model import Custom, XGBoost
 from toolkit.core.overrides import problems
 from toolkit.core.space import Categorical, Int
@@ -52,6 +53,8 @@ def line(**changes):
         ({"model": XGBoost(device="cuda")}, 'model.device: "cuda" needs sweep.gpus_per_trial, got 0; add --set sweep.gpus_per_trial=1'),
         ({"model": XGBoost(objective="rank:ndcg"), "metric": Metric("ndcg@10", "maximize")}, "dataset.group: a ranking needs"),
         ({"model": {"kind": "forest"}}, "Experiment.model: kind must be one of 'xgboost', 'custom'"),
+        ({"gates": (Gate("rmse", at_most=3), Gate("r2", at_least=0.5))}, "metric: unknown for a binary task, got 'r2'"),
+        ({"gates": (Gate("auc@5", at_least=0.5),)}, "metric: auc takes no argument, got 'auc@5'"),
         ({"metric": 3}, "Experiment.metric: must be a Metric, got 3"),
         (
             {"sweep": {"scheduler": {"kind": "asha", "grace_period": 0}}},

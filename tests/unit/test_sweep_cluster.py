@@ -8,7 +8,7 @@ import pytest
 
 from toolkit import Cluster, Dataset, Experiment, Int, Metric, XGBoost, sweep_cluster
 from toolkit.core.errors import UserError
-from toolkit.engines.spark_session import Wanted
+from toolkit.engines.spark_cluster import Wanted
 from toolkit.settings import Settings
 from toolkit.sweep_cluster import TrialCluster
 

@@ -12,7 +12,7 @@ import typer
 
 from toolkit.cli import cleanup, doctor, explore, models, new, promote, sweep, train
 from toolkit.cli.output import seal_stdout, show_warnings
-from toolkit.core.errors import SweepInterrupted, UserError
+from toolkit.core.errors import Interrupted, UserError
 
 OK, FAILED, USAGE, NO, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(USAGE, f"{text}; see {path} --help")
     except UserError as error:
         return _fail(FAILED, str(error))
-    except SweepInterrupted as error:
+    except Interrupted as error:
         return _fail(INTERRUPTED, str(error) or "interrupted", prefix="")
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted", prefix="")

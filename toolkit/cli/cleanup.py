@@ -13,6 +13,7 @@ from toolkit.cli.output import answer_stream, write_json
 
 class KindName(StrEnum):
     STUDIES = "studies"
+    TRAININGS = "trainings"
     SPOOL = "spool"
     CACHES = "caches"
     RUNS = "runs"
@@ -30,8 +31,9 @@ def cleanup(
 ) -> None:
     """List what is left over, with sizes; remove it with --yes.
 
-    Unfinished studies, spool files without a study, caches, runs that say RUNNING though no process is at them (they are set KILLED),
-    artifacts of deleted runs where MLflow's store is on this machine, and old versions without an alias.
+    Unfinished studies, checkpoints and rows of distributed trainings that were broken off, spool files without a study, caches, runs that
+    say RUNNING though no process is at them (they are set KILLED), artifacts of deleted runs where MLflow's store is on this machine, and
+    old versions without an alias.
 
     Never a version with an alias, nor a run of a registered version, nor what changed within the last day (caches do not count).
     """

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.core.figures import Codes, Doubles, MetricOf, Order, Prediction, Rows, Sums, figure_of
-from toolkit.core.gates import larger_is_better
+from toolkit.core.metrics import larger_is_better
 
 EXACT_ROWS = 20_000
 NUM_DRAWS = 2_000

@@ -8,7 +8,7 @@ UserError (ValueError)          exit 1: the user can act on it
 ├── TrackingError               MLflow cannot be reached or refuses
 ├── RegistryError               the model registry cannot be reached, refuses, or has not what was asked for
 └── TooManyFailedTrials         more trials failed than `sweep.max_failed_trials`
-SweepInterrupted                exit 130: Ctrl-C or SIGTERM; what was finished is kept
+Interrupted                     exit 130: Ctrl-C or SIGTERM; what was finished is kept
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class TooManyFailedTrials(UserError):
     """More trials failed than `sweep.max_failed_trials` allows."""
 
 
-class SweepInterrupted(Exception):
-    """Ctrl-C or SIGTERM during a sweep. The message says what was kept and how to resume."""
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM during a sweep or a distributed training. The message says what was kept and how to go on."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from toolkit.core.errors import ExperimentError, StudyError, nearest
-from toolkit.core.gates import Gate
-from toolkit.core.model import FROZEN, XGBOOST_METRICS, Model, PositiveInt, XGBoost
+from toolkit.core.gates import COSTS, Gate
+from toolkit.core.metrics import XGBOOST_METRICS, check_metric
+from toolkit.core.model import FROZEN, Model, PositiveInt, XGBoost
 from toolkit.core.space import check_point, check_space, leaves
 
 Protocol = Literal["honest", "published"]
@@ -279,6 +280,9 @@ class Experiment:
             raise ExperimentError("calibration: for binary models", got=f"a {self.model.task} model", next_step="remove it")
         if self.baseline is not None and self.baseline.task != self.model.task:
             raise ExperimentError("baseline: must have the model's task", got=f"{self.baseline.task} and {self.model.task}")
+        for gate in self.gates:
+            if gate.metric not in COSTS:
+                check_metric(self.model.task, gate.metric)
         names = [gate.name for gate in self.gates]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -16,17 +16,12 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from toolkit.core.errors import ExperimentError, UserError, nearest
+from toolkit.core.metrics import LARGER_IS_BETTER, SMALLER_IS_BETTER, larger_is_better
 from toolkit.core.model import FROZEN, PositiveInt
 from toolkit.core.secrets import without_secrets
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Margin = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-LARGER_IS_BETTER = frozenset({"auc", "aucpr", "accuracy", "precision", "recall", "f1", "f1_macro", "r2", "ndcg", "map", "pre"})
-SMALLER_IS_BETTER = frozenset(
-    {"logloss", "error", "rmse", "mae", "brier", "mlogloss", "merror", "rmsle", "mape", "mphe", "poisson-nloglik", "gamma-nloglik",
-     "gamma-deviance", "tweedie-nloglik"}
-)  # fmt: skip
 
 COSTS: Mapping[str, str] = {
     "predict_s_per_million_rows": "seconds that the model takes for a million rows, from the table to the predictions, on this machine",
@@ -35,11 +30,6 @@ COSTS: Mapping[str, str] = {
 """What a gate can limit beside metrics."""
 
 RULES = ("at_least", "at_most", "no_worse_than_champion_by")
-
-
-def larger_is_better(metric: str) -> bool:
-    """Which way `metric` improves; an argument (`ndcg@10`) changes nothing. Costs improve downwards."""
-    return metric.partition("@")[0] in LARGER_IS_BETTER
 
 
 @dataclass(frozen=True, config=FROZEN)

@@ -28,8 +28,8 @@ from toolkit.core.gates import (
     GateResult,
     SliceResult,
     Status,
-    larger_is_better,
 )
+from toolkit.core.metrics import larger_is_better
 
 MAX_SLICES = 1000
 

@@ -11,7 +11,8 @@ import pandas as pd
 from toolkit.core.model import Task
 
 SUSPICIOUS = 0.999
-"""So well no honest feature alone orders the rows."""
+"""So well no honest feature alone orders the rows. `toolkit explore` names suspects from 0.99 on: there a person decides, here a column is
+left out for it."""
 
 
 def knows_label(feature: pd.Series[Any], target: npt.NDArray[np.float64], task: Task, *, is_category: bool) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["studies", "spool", "caches", "runs", "artifacts", "versions"]
+Kind = Literal["studies", "trainings", "spool", "caches", "runs", "artifacts", "versions"]
 
 OLD_S = 86_400.0
 """What changed within the last day may still be wanted, or be at work where nobody can see it from here."""
@@ -20,7 +20,7 @@ class Leftover:
     """One thing that could go.
 
     Attributes:
-        name: of the study, file, run or version. what: why it is here, for a person.
+        name: of the study, folder, file, run or version. what: why it is here, for a person.
         size_bytes: on this machine's disk; None: it is not there, or the registry does not say.
         age_s: since it changed last.
         kept_because: empty: it may go.

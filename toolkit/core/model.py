@@ -14,16 +14,6 @@ FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 Task = Literal["binary", "multiclass", "regression", "ranking"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
-# What XGBoost 3 reports under `eval_metric`, by task. Names with an argument (`error@0.3`, `ndcg@10`) count by what stands before the `@`.
-# Source: XGBoost's parameter reference, "Learning Task Parameters".
-XGBOOST_METRICS: dict[Task, frozenset[str]] = {
-    "binary": frozenset({"auc", "aucpr", "logloss", "error", "rmse", "mae"}),
-    "multiclass": frozenset({"auc", "mlogloss", "merror"}),
-    "regression": frozenset({"rmse", "rmsle", "mae", "mape", "mphe", "poisson-nloglik", "gamma-nloglik", "gamma-deviance",
-                             "tweedie-nloglik"}),
-    "ranking": frozenset({"ndcg", "map", "pre"}),
-}  # fmt: skip
-
 
 @dataclass(frozen=True, config=FROZEN)
 class XGBoost:

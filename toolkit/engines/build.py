@@ -18,7 +18,7 @@ from toolkit.core.trial import Trainer
 
 if TYPE_CHECKING:
     from toolkit.engines.ray_cluster import RayConnection
-    from toolkit.engines.spark_session import SparkCluster
+    from toolkit.engines.spark_cluster import SparkCluster
 
 REPORTED_VERSIONS = ("ray-spark-toolkit", "ray", "optuna", "mlflow", "xgboost", "scikit-learn", "pandas", "numpy", "pyspark")
 

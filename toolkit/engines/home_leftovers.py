@@ -1,4 +1,4 @@
-"""What is left over in TOOLKIT_HOME: studies that nobody goes on with, spool files without a study, caches."""
+"""What is left over in TOOLKIT_HOME: studies and trainings that nobody goes on with, spool files without a study, caches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from toolkit.core.errors import StudyError
 from toolkit.core.leftovers import Leftover, too_young
+from toolkit.engines import claims
 from toolkit.engines.study_store import StudySummary
 
 
@@ -50,6 +51,30 @@ def unfinished_studies(home: Path, *, is_mirrored: bool = False) -> list[Leftove
     return found
 
 
+def broken_trainings(home: Path) -> list[Leftover]:
+    """Checkpoints and rows of distributed trainings that did not come to their end, wherever they lie."""
+    found = []
+    for claim in _entries(home / "training"):
+        if claim.suffix != claims.ENDING:
+            continue
+        folder = Path(claim.read_text(encoding="utf-8") or claim.with_suffix(""))
+        size_bytes, age_s = _size_and_age(claim, folder)
+        what = "rows" if folder.name.startswith("rows-") else "checkpoints; the same toolkit train --distributed would go on"
+        kept = "a process is at it" if claims.is_held(claim) else too_young(age_s)
+        found.append(
+            Leftover(
+                "trainings",
+                str(folder),
+                f"a distributed training that was broken off: {what}",
+                size_bytes,
+                age_s,
+                kept,
+                lambda claim=claim, folder=folder: _remove_training(claim, folder),  # type: ignore[misc]
+            )
+        )
+    return found
+
+
 def orphan_spools(home: Path) -> list[Leftover]:
     """Files whose study is not here, or is finished."""
     found = []
@@ -75,15 +100,7 @@ def caches(home: Path) -> list[Leftover]:
 
 def is_running(home: Path, study: str) -> bool:
     """Whether a process holds the study's lock."""
-    lock = home / "studies" / study / "lock"
-    try:
-        with lock.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return claims.is_held(home / "studies" / study / "lock")
 
 
 def remove_tree(path: Path) -> None:
@@ -132,6 +149,11 @@ def _next(folder: Path) -> Path:
     later = {f"{folder.name}-2"} | ({f"{match[1]}-{int(match[2]) + 1}"} if match else set())
     there = sorted(name for name in later if (folder.parent / name / "journal.jsonl").exists())
     return folder.parent / (there[0] if there else f"{folder.name}-2")
+
+
+def _remove_training(claim: Path, folder: Path) -> None:
+    with claims.claimed(claim.parent, folder, "training"):
+        remove_tree(folder)
 
 
 def _remove_study(home: Path, folder: Path) -> None:

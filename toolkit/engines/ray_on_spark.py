@@ -46,7 +46,8 @@ from toolkit.engines.ray_cluster import OBJECT_STORE_MIN_BYTES
 from toolkit.engines.ray_patches import only_needed_services, reread_authentication, without_obituaries
 from toolkit.engines.ray_spark_jobs import JobServer, node_task
 from toolkit.engines.ray_spark_node import remove_when_last
-from toolkit.engines.spark_session import SparkCluster, driver_ip, reason_of
+from toolkit.engines.spark_cluster import SparkCluster, driver_ip
+from toolkit.engines.spark_session import reason_of
 
 _WORKER = "ray.worker"
 _POLL_S = 0.05

@@ -11,7 +11,6 @@ workers end with this process's Ray. What is private to Ray in this is pinned to
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,9 +18,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from toolkit.core.errors import ClusterError, DataError
 from toolkit.core.experiment import Metric, Training
+from toolkit.engines.claims import claimed
 from toolkit.engines.parquet_shards import Columns, divide
 from toolkit.engines.ray_cluster import RayConnection
 from toolkit.engines.ray_training_cluster import check_nodes, check_room, first_line, nodes, num_hosts, storage_folder
@@ -127,7 +127,7 @@ def train_distributed(
 
     Args:
         storage: of `storage_folder`.
-        home: a folder of this host, for a lock.
+        home: a folder of this host, for the claim that keeps a second process from the same training, see `claims`.
         connection: what the training ends with, when its Ray fails.
         progress: told in a line what happens.
 
@@ -151,9 +151,8 @@ def train_distributed(
         num_boost_round=fit.num_boost_round,
         checkpoint_every=training.checkpoint_every,
     )
-    name = f"training-{_fingerprint(fit, training, task)}"
-    folder = storage / name
-    with _locked(home, name):
+    folder = storage / f"training-{_fingerprint(fit, training, task)}"
+    with claimed(home, folder, "training"):
         check_nodes(there, storage, [files[0] for files in (fit.train, fit.validation) if files], training)
         told = _Told(folder / "events", progress, fit, training)
         answer = _run(_trainer(task, training, folder, told.folder), connection, told, training, folder)
@@ -183,24 +182,6 @@ def _fingerprint(fit: DistributedFit, training: Training, task: WorkerTask) -> s
     parts = [fit.data_id, fit.columns, sorted(fit.params.items()), fit.metric, fit.num_boost_round, fit.early_stopping_rounds]
     parts += [training.num_workers, training.cpus_per_worker, training.checkpoint_every, num_rows]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _locked(home: Path, name: str) -> Iterator[None]:
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / f"{name}.lock"
-    with path.open("w") as lock:
-        is_ours = False
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another process may have ended, and taken the file away, between the two.
-            is_ours = path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
-        if not is_ours:
-            raise ClusterError("the same training must not run twice at once", got="another process at it", next_step="wait for it")
-        try:
-            yield
-        finally:
-            path.unlink()
 
 
 # --- the training

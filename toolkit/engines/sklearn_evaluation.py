@@ -6,7 +6,6 @@ Shapes: n rows, k classes. scikit-learn is imported where it is called: the star
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,22 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core.data import Indices, Part, take
-from toolkit.core.errors import ExperimentError, nearest
+from toolkit.core.errors import ExperimentError
 from toolkit.core.evaluation import Threshold
 from toolkit.core.experiment import Costs, Metric
 from toolkit.core.figures import regression_losses
+from toolkit.core.metrics import check_metric
 from toolkit.core.model import Task
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
-
-KNOWN_METRICS: dict[Task, tuple[str, ...]] = {
-    "binary": ("auc", "aucpr", "logloss", "error", "rmse", "mae", "brier", "accuracy", "precision", "recall", "f1"),
-    "multiclass": ("auc", "mlogloss", "merror", "accuracy", "f1_macro"),
-    "regression": ("rmse", "mae", "r2", "rmsle", "mape", "mphe", "poisson-nloglik", "gamma-nloglik", "gamma-deviance", "tweedie-nloglik"),
-    "ranking": ("ndcg", "map", "pre", "auc"),
-}
-"""What `metric_of` computes, by task, with XGBoost's names where it has one."""
 
 _REPORTED: dict[Task, tuple[str, ...]] = {
     "binary": ("auc", "aucpr", "logloss", "brier", "accuracy", "precision", "recall", "f1"),
@@ -37,29 +29,6 @@ _REPORTED: dict[Task, tuple[str, ...]] = {
     "regression": ("rmse", "mae", "r2"),
     "ranking": ("ndcg", "ndcg@10", "map"),
 }
-
-
-def check_metric(task: Task, name: str) -> None:
-    """Refuse a metric that `metric_of` cannot compute.
-
-    Raises:
-        ExperimentError: an unknown name, or an argument (`error@0.3`, `ndcg@10`) that is missing, wrong or not taken.
-    """
-    base, mark, argument = name.partition("@")
-    if base not in KNOWN_METRICS[task]:
-        raise ExperimentError(f"metric: unknown for a {task} task", got=repr(name), next_step=nearest(base, KNOWN_METRICS[task]))
-    pattern, example = {
-        "error": (r"0?\.\d+|[01](\.\d*)?", "error@0.3"),
-        "tweedie-nloglik": (r"1\.\d+", "tweedie-nloglik@1.5"),
-        "ndcg": (r"[1-9]\d*-?", "ndcg@10"),
-        "map": (r"[1-9]\d*-?", "map@10"),
-        "pre": (r"[1-9]\d*", "pre@10"),
-    }.get(base, (None, base))
-    if base == "tweedie-nloglik" and not mark:
-        raise ExperimentError("metric: tweedie-nloglik needs its power", got=repr(name), next_step=f"for example {example}")
-    if mark and (pattern is None or not re.fullmatch(pattern, argument)):
-        rule = f"metric: {base} takes no argument" if pattern is None else f"metric: wrong argument of {base}"
-        raise ExperimentError(rule, got=repr(name), next_step=f"for example {example}")
 
 
 def metric_of(
@@ -72,7 +41,7 @@ def metric_of(
     group: Indices | None = None,
     threshold: float = 0.5,
 ) -> float:
-    """One figure, by XGBoost's name or one of `KNOWN_METRICS`.
+    """One figure, by XGBoost's name or one of `core.metrics.KNOWN_METRICS`.
 
     `aucpr` is average precision, which differs a little from XGBoost's interpolated area. Ranking metrics are XGBoost's: gain 2^label - 1,
     1 for a query without relevant rows (0 with a `-` after the number), ties in row order; a query weighs what its first row does, but

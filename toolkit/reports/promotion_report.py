@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.core.gates import IMPLICIT, GateResult, SliceResult, Status, larger_is_better
+from toolkit.core.gates import IMPLICIT, GateResult, SliceResult, Status
+from toolkit.core.metrics import larger_is_better
 from toolkit.core.promotion_result import JudgedModel, PromotionResult
 from toolkit.core.secrets import without_secrets
 from toolkit.reports import page
