@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +17,13 @@ import pytest
 from mlflow.entities import LoggedModelStatus
 
 from tests.engines.conftest import MlflowServer
+from toolkit.champion import Move, move_champion, roll_back
+from toolkit.core.promotion import Contender, ProcessId, audit_records
 from toolkit.core.registry import ModelVersion
+from toolkit.engines import mlflow_registry_store
 from toolkit.engines.mlflow_registry import Registry
 from toolkit.engines.mlflow_store import MlflowStore
+from toolkit.settings import Settings
 
 _numbers = itertools.count(1)
 
@@ -105,3 +111,67 @@ def other_place(tmp_path: Path) -> Iterator[Callable[[], Place]]:
         return Place(uri, tmp_path / "other-models", f"prod_{uuid.uuid4().hex[:8]}")
 
     yield make
+
+
+@dataclasses.dataclass
+class Model:
+    """Three versions, of which 1 is champion, and 3 challenger."""
+
+    place: Place
+
+    def __post_init__(self) -> None:
+        for _ in range(3):
+            self.place.register()
+        self.promote(1, None)
+        assert self.state == {"champion": 1, "challenger": 3}
+
+    @property
+    def state(self) -> dict[str, int]:
+        return self.place.aliases()
+
+    def promote(self, version: int, expected: int | None, **changes: Any) -> Move:
+        registry = changes.pop("registry", None) or self.place.registry()
+        changes = {"by": "ada", "is_challenger": self.state.get("challenger") == version, **changes}
+        return move_champion(registry, self.place.name, version, expected_champion=expected, **changes)
+
+    def roll_back(self, **changes: Any) -> Move:
+        return roll_back(self.place.registry(), self.place.name, **{"by": "bob", **changes})
+
+    def history(self) -> list[tuple[str, int | None, int]]:
+        """What, from, to; the same at the model and at its versions."""
+        registry = self.place.registry()
+        records = audit_records(registry.model(self.place.name).tags)
+        assert records == audit_records(*(version.tags for version in registry.versions(self.place.name)))
+        return [(record.action, record.champion_before, record.version) for record in records]
+
+    def is_clean(self) -> bool:
+        return self.place.left_over() == []
+
+
+@pytest.fixture
+def model(place: Place) -> Model:
+    return Model(place)
+
+
+@pytest.fixture
+def served_model(served: Place) -> Model:
+    return Model(served)
+
+
+@pytest.fixture
+def embedded_model(embedded: Place) -> Model:
+    return Model(embedded)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_registry_store, "PAUSES_S", (0.01, 0.01))
+
+
+def stranger(**changes: Any) -> Contender:
+    """Somebody on another machine."""
+    return dataclasses.replace(Contender("0" * 32, "eve", time.time(), ProcessId("far", "elsewhere", 1, "1"), 1), **changes)
+
+
+def settings(place: Place) -> Settings:
+    return Settings.read({"MLFLOW_TRACKING_URI": place.uri, "TOOLKIT_USER": "ada"})

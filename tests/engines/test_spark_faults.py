@@ -61,7 +61,7 @@ def check_goes_on(command: SparkCommand, process: subprocess.Popen[str], gate: G
     assert len(gate.nodes()) == 2
 
 
-@pytest.mark.parametrize("part", ["raylet/raylet", "CoarseGrainedExecutorBackend"])
+@pytest.mark.parametrize("part", [pytest.param("raylet/raylet", marks=pytest.mark.repeat), "CoarseGrainedExecutorBackend"])
 def test_a_ray_node_or_its_executor_is_killed(
     part: str, workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_spark_worker_is_killed_and_another_takes_over(
     command.all_gone()
 
 
-@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("part", ["gcs_server", pytest.param("raylet", marks=pytest.mark.repeat)])
 def test_rays_head_is_killed(
     part: str, workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
@@ -163,7 +163,9 @@ def test_a_trial_takes_more_memory_than_an_executor_has(
         command.all_gone()
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "signal_number", [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.repeat)]
+)
 def test_stopped_from_outside_during_the_search(
     signal_number: int, workplace: Workplace, standalone: SparkStandalone, mlflow_server: MlflowServer, repetition: int
 ) -> None:
