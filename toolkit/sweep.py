@@ -85,7 +85,7 @@ def sweep(
     if register:
         check_registrable(experiment)
     place = TrialCluster(experiment, cluster, spark_master, spark_conf or {}, settings)
-    run = _Run(experiment, protocol, place, settings, progress or Unwatched())
+    run = _Run(experiment, protocol, place, settings, progress or Unwatched(), registers=register)
     try:
         with ExitStack() as stack:
             handler = stack.enter_context(interrupts())
@@ -105,13 +105,21 @@ class _Run:
     """One call of `sweep`: its parts in the order in which they happen."""
 
     def __init__(
-        self, experiment: Experiment, protocol: SweepProtocol, place: TrialCluster, settings: Settings, progress: Progress
+        self,
+        experiment: Experiment,
+        protocol: SweepProtocol,
+        place: TrialCluster,
+        settings: Settings,
+        progress: Progress,
+        *,
+        registers: bool,
     ) -> None:
         self.experiment = experiment
         self.protocol = protocol
         self.place = place
         self.settings = settings
         self.progress = progress
+        self.registers = registers
         self.began, self.began_unix_s = time.perf_counter(), time.time()
         self.clock = _Clock()
         self.study: OptunaStudy | None = None
@@ -224,7 +232,9 @@ class _Run:
         if resume:
             check_fingerprint(name, study.attributes.get("fingerprint", {}), fingerprint)
             num_finished = sum(record.state.is_finished for record in study.records())
-            if study.attributes.get("finished_unix_s") and num_finished >= self.experiment.sweep.num_trials:
+            is_finished = study.attributes.get("finished_unix_s") and num_finished >= self.experiment.sweep.num_trials
+            # One that was interrupted while it registered its winner is finished, and goes on.
+            if is_finished and not self.registers:
                 raise StudyError(
                     f"study {name!r} is finished",
                     got=f"{num_finished} of {self.experiment.sweep.num_trials} trials",
@@ -342,7 +352,8 @@ class _Run:
         num_finished = sum(record.state.is_finished for record in records)
         named = "" if self.is_default_name else f" --study {self.study.name}"
         return (
-            f"{num_finished} of {self.experiment.sweep.num_trials} trials are kept in study {self.study.name!r}; go on with --resume{named}"
+            f"{num_finished} of {self.experiment.sweep.num_trials} trials are kept in study {self.study.name!r}; "
+            f"go on with --resume{named} added to the same command"
         )
 
     # --- after the search -------------------------------------------------------------------------------------------------------

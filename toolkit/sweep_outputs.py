@@ -62,13 +62,14 @@ def publish(
     summary_path.write_text(json.dumps(result.as_json(), indent=1, default=str), encoding="utf-8")
 
     tracker.set_parent(
-        params={"num_trials": result.num_trials, "sampler": result.sampler, "scheduler": result.scheduler, "seed": result.seed}
-        | {f"best.{name}": value for name, value in (result.best.params if result.best else {}).items()}
+        # MLflow never changes a parameter: what another --resume with more trials may change is a tag or a metric.
+        params={"sampler": result.sampler, "scheduler": result.scheduler, "seed": result.seed}
         | {name: value for name, value in configuration.items() if name.startswith(("split.", "model."))},
         tags={
             "data.sha256": result.source.sha256,
             "data.location": result.source.location,
             "toolkit.best_trial": str(result.best.number) if result.best else "none",
+            "toolkit.best_params": json.dumps(result.best.params if result.best else {}, default=str),
             "toolkit.model_uri": result.model_uri or "none",
             "mlflow.source.git.commit": result.git_commit,
             **{f"version.{name}": version for name, version in result.versions.items()},
@@ -76,6 +77,7 @@ def publish(
         metrics={
             **({m.name: v for m, v in zip(result.experiment.metrics, result.best.values, strict=True)} if result.best else {}),
             **{f"test_{name}": value for name, value in (result.evaluation.metrics.items() if result.evaluation else ())},
+            "num_trials": result.num_trials,
             "search_s": result.search_s,
             "fit_wall_s": result.fit_wall_s,
             "efficiency": result.efficiency,

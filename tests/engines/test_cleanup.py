@@ -83,7 +83,7 @@ def test_unfinished_studies(workplace: Workplace) -> None:
     only = ["--only", "studies", "--only", "spool"]
     found = items(workplace, *only)
     assert {name: item["state"] for name, item in found.items()} == {"old-honest": "left_over", "young-honest": "kept"}
-    assert "of 4 trials; toolkit sweep --resume would go on" in found["old-honest"]["what"]
+    assert "of 4 trials; the same toolkit sweep with --resume would go on" in found["old-honest"]["what"]
     assert found["young-honest"]["reason"] == "changed within the last day"
     files = [path for path in (*old.rglob("*"), spool) if path.is_file()]
     assert found["old-honest"]["size_bytes"] == sum(path.stat().st_size for path in files)

@@ -17,6 +17,7 @@ import pytest
 from tests.commands import Workplace, runs_of, states, wait_until, workplace, write_experiment
 from tests.engines.conftest import MlflowServer
 from toolkit.core.study import TrialState
+from toolkit.engines.mlflow_store import MlflowStore
 
 pytestmark = [pytest.mark.engine, pytest.mark.e2e]
 __all__ = ["workplace"]
@@ -90,9 +91,16 @@ def test_a_timeout_keeps_what_is_done_and_resume_completes(workplace: Workplace,
     assert sorted(children) == list(range(5)) and {run.status for run in children.values()} == {"FINISHED"}
     finished = workplace.here("sweep", slow, *inprocess, "--resume")
     assert finished.code == 1 and "is finished, got 5 of 5 trials; raise --trials to extend it" in finished.err
-    extended = workplace.here("sweep", slow, *inprocess, "--resume", "--trials", "6", "--json").json
-    assert extended["num_completed"] == 6 and extended["parent_run_id"] == parent.run_id
-    assert len(runs_of(mlflow_server.uri, "timed")[1]) == 6
+    answer = workplace.here("sweep", slow, *inprocess, "--resume", "--trials", "12", "--json")
+    extended = answer.json
+    assert extended["num_completed"] == 12 and extended["parent_run_id"] == parent.run_id and "refuses" not in answer.err
+    assert len(runs_of(mlflow_server.uri, "timed")[1]) == 12
+    # The parent run tells of the winner of all twelve.
+    run = MlflowStore(mlflow_server.uri).call("get_run", parent.run_id).data
+    assert extended["best_trial"]["number"] >= 5, "another winner: or this shows nothing"
+    assert run.tags["toolkit.best_trial"] == str(extended["best_trial"]["number"])
+    assert json.loads(run.tags["toolkit.best_params"]) == extended["best_trial"]["params"]
+    assert run.metrics[extended["metric"]] == pytest.approx(extended["best_trial"]["value"]) and run.metrics["num_trials"] == 12
 
 
 def test_ctrl_c_once(workplace: Workplace, mlflow_server: MlflowServer) -> None:

@@ -40,7 +40,7 @@ def unfinished_studies(home: Path, *, is_mirrored: bool = False) -> list[Leftove
             Leftover(
                 "studies",
                 folder.name,
-                f"unfinished, {summary.num_finished} of {summary.num_trials} trials; toolkit sweep --resume would go on"
+                f"unfinished, {summary.num_finished} of {summary.num_trials} trials; the same toolkit sweep with --resume would go on"
                 + ("; its copy at the state URI stays" if is_mirrored else ""),
                 size_bytes,
                 age_s,

@@ -1,7 +1,7 @@
 """Models in MLflow: a package of `core.model_spec` as a logged model of a run.
 
-XGBoost on plain numbers is logged in MLflow's own flavour; anything else as a thin pyfunc over `engines.portable_model`, whose code travels
-with the model, so that its requirements never name this toolkit. Both hold the portable model's folder, and both predict the same.
+Every model is a thin pyfunc over `engines.portable_model`, whose code travels with the model, so that its requirements never name this
+toolkit; XGBoost on plain numbers has MLflow's own flavour beside it, which predicts the same.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModelOutput, LoggedModelParameter, LoggedModelStatus, LoggedModelTag
 from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types.schema import AnyType, ColSpec, Schema
 
 from toolkit.core.model_spec import ModelPackage
 from toolkit.engines import portable_model
@@ -96,32 +97,45 @@ def _save(package: ModelPackage, path: Path, scratch: Path, mlmodel: Model) -> N
 
     portable = scratch / portable_model.FOLDER
     write_portable(package, portable)
+    prediction = portable_model.load(portable).predict(package.example)
+    signature = ModelSignature(inputs=_inputs(package.example), outputs=infer_signature(package.example, prediction).outputs)
     if package.is_native:
         mlflow.xgboost.save_model(
             booster_from(package.payload),
             path,
             mlflow_model=mlmodel,
+            signature=signature,
             input_example=package.example,
             # Given, for else MLflow loads the model in a new process to see what it imports.
             pip_requirements=_requirements("mlflow", "xgboost", "numpy", "pandas"),
             model_format="ubj",
         )
         shutil.copytree(portable, path / portable_model.FOLDER)
+        (path / "code").mkdir()
+        shutil.copyfile(portable_model.__file__, path / "code" / f"{PORTABLE_MODULE}.py")
+        # XGBoost's own wrapper refuses a column in which all values are missing, and nullable whole numbers with gaps.
+        mlmodel.flavors["python_function"] |= {"loader_module": PORTABLE_MODULE, "data": portable_model.FOLDER, "code": "code"}
+        mlmodel.save(path / "MLmodel")
         return
     module = scratch / f"{PORTABLE_MODULE}.py"
     shutil.copyfile(portable_model.__file__, module)
     library = {"xgboost": ("xgboost",), "sklearn": ("scikit-learn", "skops")}[package.spec["model_kind"]]
-    prediction = portable_model.load(portable).predict(package.example)
     mlflow.pyfunc.save_model(
         path,
         mlflow_model=mlmodel,
         loader_module=PORTABLE_MODULE,
         data_path=str(portable),
         code_paths=[str(module)],
-        signature=infer_signature(package.example, prediction),
+        signature=signature,
         input_example=package.example,
         pip_requirements=_requirements("mlflow", *library, "numpy", "pandas"),
     )
+
+
+def _inputs(example: pd.DataFrame) -> Schema:
+    """Names without types: MLflow refuses whole numbers where it was shown fractions, and fractions (what pandas makes of whole numbers
+    with gaps) where it was shown whole ones, and the batches of one table have both. The model itself refuses what is no number."""
+    return Schema([ColSpec(AnyType(), name) for name in example.columns])
 
 
 def write_portable(package: ModelPackage, folder: Path) -> None:
