@@ -73,6 +73,13 @@ def _only(fingerprint: Mapping[str, str], names: tuple[str, ...]) -> dict[str, s
     return {path: value for path, value in fingerprint.items() if path.split(".")[0].split("[")[0] in names}
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(map(repr, twice))} twice")
+    return dict(pairs)
+
+
 def _from_file(experiment: Experiment, path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -82,7 +89,8 @@ def _from_file(experiment: Experiment, path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        point = yaml.safe_load(text) if path.suffix.lower() in (".yaml", ".yml") else json.loads(text)
+        is_yaml = path.suffix.lower() in (".yaml", ".yml")
+        point = yaml.safe_load(text) if is_yaml else json.loads(text, object_pairs_hook=_each_once)
     except (ValueError, yaml.YAMLError) as error:
         raise UserError("--params: the file must be JSON, or YAML by its ending", got=f"{path}: {error}") from error
     if not isinstance(point, dict):

@@ -251,7 +251,7 @@ def test_the_best_of_the_last_finished_study(workplace: Workplace, wine_folder: 
 
 REFUSED: Mapping[str, tuple[Any, str]] = {
     "unknown name": ({"max_dept": 3}, "did you mean 'max_depth'"),
-    "outside its range": ({"max_depth": 99}, "must lie in"),
+    "outside its range": ({"max_depth": 99}, "must be a whole number from"),
     "no mapping": ([1, 2], "names and values"),
 }
 
@@ -315,3 +315,9 @@ def test_a_ranking_with_weights(settings: Settings) -> None:
     model = XGBoost(objective="rank:ndcg", num_boost_round=10, early_stopping_rounds=None)
     case = Experiment(name="case", dataset=dataset, model=model, space=None, metric=Metric("ndcg", "maximize"))
     assert train(case, settings=settings).best.evaluation.metrics["ndcg"] > 0.8
+
+
+def test_a_parameter_that_is_given_twice(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text('{"max_depth": 3, "max_depth": 4}')
+    with pytest.raises(UserError, match="'max_depth' twice"):
+        train(CASES["wine"](), params=str(tmp_path / "params.json"), settings=settings)

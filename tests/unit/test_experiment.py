@@ -45,7 +45,7 @@ def line(**changes):
         ({"metric": Metric("rmsle", "minimize")}, "metric: binary:logistic does not report it"),
         ({"metric": (Metric("auc", "maximize"), Metric("auc", "minimize"))}, "metric: the two names must differ, got 'auc'"),
         ({"points_to_evaluate": ({"max_dept": 3},)}, "points_to_evaluate[0]: unknown parameter, got 'max_dept'; did you mean 'max_depth'?"),
-        ({"points_to_evaluate": ({"max_depth": 3}, {"max_depth": 10})}, "points_to_evaluate[1].max_depth must lie in"),
+        ({"points_to_evaluate": ({"max_depth": 3}, {"max_depth": 10})}, "points_to_evaluate[1].max_depth must be a whole number from 1 to 9"),
         ({"split": Split(by="time")}, 'split.by: "time" needs dataset.time'),
         ({"split": Split(by="group")}, 'split.by: "group" needs dataset.group'),
         ({"model": XGBoost(params={"max_depth": 3})}, "space: parameter is set by the model already, got 'max_depth'"),

@@ -219,10 +219,12 @@ def check_point(space: Space, point: Mapping[str, Any], where: str) -> dict[str,
         distribution = known[name]
         if isinstance(distribution, Distribution):
             if not _contains(distribution, value):
-                raise ExperimentError(f"{where}.{name} must lie in {distribution}", got=repr(value))
+                raise ExperimentError(
+                    f"{where}.{name} must be {_described(distribution)}", got=repr(value), next_step="correct one of the two"
+                )
             chosen[name] = value
         elif distribution != value:
-            raise ExperimentError(f"{where}.{name} is the constant {distribution!r}", got=repr(value))
+            raise ExperimentError(f"{where}.{name} is the constant {distribution!r}", got=repr(value), next_step="leave it out")
     return chosen
 
 
@@ -231,6 +233,13 @@ def _contains(distribution: Distribution, value: Any) -> bool:
         return value in distribution.choices
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if isinstance(distribution, Int) and value != int(value):
+    if isinstance(distribution, Int) and not float(value).is_integer():
         return False
     return distribution.low <= value <= distribution.high
+
+
+def _described(distribution: Distribution) -> str:
+    if isinstance(distribution, Categorical | Branch):
+        return f"one of {', '.join(map(repr, distribution.choices))}, as the space says"
+    kind = "a whole number" if isinstance(distribution, Int) else "a number"
+    return f"{kind} from {distribution.low:g} to {distribution.high:g}, as the space says"
