@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_interrupted_and_what_is_left(workplace: Workplace) -> None:
     answer = workplace.finish(process)
     assert answer.code == 130 and answer.out == ""
     assert answer.err.endswith("interrupted; the same command goes on from its last checkpoint (one every 5 rounds)\n"), answer.err
+    workplace.all_gone()
+
+    def told() -> list[int]:
+        return [json.loads(path.read_text())["num_rounds"] for path in sorted(home.glob("training-*/events/*.json"))]
+
+    before = told()
+    shutil.rmtree(next(home.glob("training-*/events")))
+    process = workplace.start(*command)
+    wait_until(lambda: bool(told()), 90)
+    os.killpg(process.pid, signal.SIGINT)
+    assert workplace.finish(process).code == 130
+    assert before[0] == 5 and told()[0] > max(5, before[-1] - 5)
     workplace.all_gone()
 
     (left,) = home.glob("training-*/")
