@@ -135,7 +135,7 @@ def _save(package: ModelPackage, path: Path, scratch: Path, mlmodel: Model) -> N
 def _inputs(example: pd.DataFrame) -> Schema:
     """Names without types: MLflow refuses whole numbers where it was shown fractions, and fractions (what pandas makes of whole numbers
     with gaps) where it was shown whole ones, and the batches of one table have both. The model itself refuses what is no number."""
-    return Schema([ColSpec(AnyType(), name) for name in example.columns])
+    return Schema([ColSpec(AnyType(), name) for name in example.columns])  # type: ignore[no-untyped-call]
 
 
 def write_portable(package: ModelPackage, folder: Path) -> None:
