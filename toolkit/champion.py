@@ -13,16 +13,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from toolkit.champion_history import rollback_target
 from toolkit.champion_lock import Hold, HoldLost, alone
 from toolkit.core.errors import RegistryError
 from toolkit.core.promotion import (
-    AUDIT_PREFIX,
     INTENT_PREFIX,
     Action,
     AuditRecord,
     Intent,
     audit_records,
-    former_champions,
     intents,
     next_of,
     utc,
@@ -60,7 +59,7 @@ class Move:
 
     Attributes:
         champion, previous_champion: as they are now.
-        record: who moved it, when and why; None: nothing was moved but by `recovered`, which was what the user wanted.
+        record: who moved it, when and why; None: nothing was moved but by `recovered`, for what the user wanted is so.
         recovered: what was put in order first.
     """
 
@@ -91,7 +90,7 @@ class Move:
         if self.record:
             rows += [("by", f"{self.record.by}, {self.record.at}"), ("reason", self.record.reason or "none given")]
         else:
-            rows.append(("moved", "no more was needed; run it again to go further back"))
+            rows.append(("moved", "no more was needed; run it again to go further back" if self.recovered else "nothing: it is champion"))
         return rows
 
     def _repr_html_(self) -> str:
@@ -163,7 +162,8 @@ def rollback(
 
     Args:
         model: a registered name.
-        to: a version that was champion before, in place of `previous_champion`.
+        to: a version that was champion before, in place of `previous_champion`; also where the alias `champion` was lost. One that is
+            champion already stays it.
 
     Raises:
         RegistryError: no such model, no champion, no previous one, a version that never was champion, artifacts that are gone, another
@@ -173,6 +173,8 @@ def rollback(
 
     settings = settings or Settings.read()
     reference = parse_model(model)
+    if to is not None and (isinstance(to, bool) or not isinstance(to, int)):
+        raise RegistryError("rollback to: a version as a whole number", got=f"{type(to).__name__} {to!r}", next_step="for example to=3")
     if reference.version is not None or reference.alias not in (None, CHAMPION):
         raise RegistryError(
             "rollback: a model's name",
@@ -192,9 +194,9 @@ def roll_back(registry: Registry, name: str, *, by: str, to: int | None = None, 
         champion, previous = _number(registry, name, CHAMPION), _number(registry, name, PREVIOUS_CHAMPION)
         if to is None and any(_is_what_rollback_wants(each) for each in recovered):
             return Move(name, champion, previous, None, recovered)
-        if to is not None and to == champion and recovered:
+        if to is not None and to == champion:
             return Move(name, champion, previous, None, recovered)
-        target = _rollback_target(registry, name, champion, previous, to)
+        target = rollback_target(registry, name, champion, previous, to)
         record = _record(registry, name, "rollback", target, champion, by=by, reason=reason, decision={})
         return _carry_out(registry, name, Intent(uuid.uuid4().hex, record, previous, stages), hold, recovered)
 
@@ -219,7 +221,7 @@ def _carry_out(registry: Registry, name: str, intent: Intent, hold: Hold, recove
     hold.check()
     registry.set_tag(name, intent.tag, intent.as_json())
     try:
-        _set_previous(registry, name, intent.record.champion_before)
+        _set_previous(registry, name, intent.previous_after)
         hold.check()
         registry.set_alias(name, CHAMPION, intent.record.version)
         _finish(registry, name, intent)
@@ -233,7 +235,7 @@ def _carry_out(registry: Registry, name: str, intent: Intent, hold: Hold, recove
     except BaseException:
         _settled(registry, name, intent, hold)
         raise
-    return Move(name, intent.record.version, intent.record.champion_before, intent.record, recovered)
+    return Move(name, intent.record.version, intent.previous_after, intent.record, recovered)
 
 
 def _settled(registry: Registry, name: str, intent: Intent, hold: Hold) -> str:
@@ -261,7 +263,7 @@ def _recover_all(registry: Registry, name: str, hold: Hold) -> tuple[Recovery, .
 def _settle(registry: Registry, name: str, intent: Intent) -> Recovery:
     what = next_of(intent, _number(registry, name, CHAMPION))
     if what == "finish":
-        _set_previous(registry, name, intent.record.champion_before)
+        _set_previous(registry, name, intent.previous_after)
         _finish(registry, name, intent)
         return Recovery("finished", intent)
     if what == "undo":
@@ -285,6 +287,8 @@ def _finish(registry: Registry, name: str, intent: Intent) -> None:
         registry.delete_alias(name, CHALLENGER)
     if intent.stages:
         registry.set_stage(name, record.version, "Production", archive_others=True)
+        if record.champion_before is not None:  # which Production may never have been
+            registry.set_stage(name, record.champion_before, "Archived")
     registry.set_tag(name, record.tag, record.as_json(), version=record.version)
     registry.set_tag(name, record.tag, record.as_json())
     _keep_newest_records(registry, name)
@@ -323,41 +327,6 @@ def _record(
         reason=without_secrets(reason),
         decision=without_secrets_within(decision),
     )
-
-
-# --- where to --------------------------------------------------------------------------------------------------------------------
-
-
-def _rollback_target(registry: Registry, name: str, champion: int | None, previous: int | None, to: int | None) -> int:
-    if champion is None:
-        raise RegistryError(f"rollback of {name}: a champion", got="none", next_step=f"make one: toolkit promote {name}")
-    if to is None:
-        if previous is None or previous == champion:
-            raise RegistryError(
-                f"rollback of {name}: a previous champion",
-                got="none",
-                next_step=f"name a version that was champion before: {_former(registry, name, champion)}",
-            )
-        target = registry.version(name, previous)
-    else:
-        target = registry.version(name, to)
-        if to == champion:
-            raise RegistryError("rollback --to: another version than the champion", got=to, next_step="nothing to do")
-        own = {key: value for key, value in target.tags.items() if key.startswith(AUDIT_PREFIX)}
-        if to != previous and to not in former_champions(audit_records(registry.model(name).tags, own)):
-            raise RegistryError(
-                f"rollback --to: a version of {name} that was champion before",
-                got=to,
-                next_step=f"{_former(registry, name, champion)}; a new one goes through toolkit promote",
-            )
-    registry.check_artifacts(target)
-    return target.version
-
-
-def _former(registry: Registry, name: str, champion: int) -> str:
-    there = {version.version for version in registry.versions(name)}
-    former = sorted((former_champions(audit_records(registry.model(name).tags)) & there) - {champion})
-    return f"--to {' or '.join(map(str, former))}" if former else "there is none"
 
 
 def _is_what_rollback_wants(recovery: Recovery) -> bool:

@@ -79,6 +79,7 @@ class ExploreResult:
         return [
             ("table", f"{found.num_rows:,} rows × {found.num_columns} columns, {found.num_features} features"),
             ("label", f"{found.label}: {', '.join([*shares[:6], *(['…'] if len(shares) > 6 else []), *unlabelled])}"),
+            *([("positive", found.positive)] if found.positive else []),
             ("missing", ", ".join(f"{column.name} {column.missing_share:.1%}" for column in missing[:5]) or "nothing"),
             ("duplicates", f"{found.duplicates.num_rows:,} rows ({found.duplicates.share:.1%})"),
             ("strongest", ", ".join(f"{column.name} {column.strength:.3f}" for column in found.predictors[:4]) or "none"),

@@ -56,7 +56,7 @@ class NewExperiment:
 
     @property
     def next_commands(self) -> tuple[str, ...]:
-        return f"toolkit explore ./{self.path}", f"toolkit sweep ./{self.path}"
+        return f"toolkit explore ./{self.path}", f"toolkit train ./{self.path} --baseline", f"toolkit sweep ./{self.path}"
 
     def as_json(self) -> dict[str, Any]:
         found, label = self.inference, self.inference.label
@@ -77,6 +77,7 @@ class NewExperiment:
             "direction": label.direction,
             "floor": label.floor,
             "classes": None if label.classes is None else {str(value): num for value, num in label.classes.items()},
+            "positive": None if label.positive is None else str(label.positive),
             "num_missing_labels": label.num_missing,
             "key": found.key,
             "numbers": list(found.names("number")),
@@ -98,6 +99,7 @@ class NewExperiment:
         rows = [
             ("data", self.origin.described.rstrip(".")),
             ("label", f"{label.name}: {label.task}, {label.reason}" + (f"; perhaps {label.alternative}" if label.alternative else "")),
+            *self._positive_rows(),
             ("key", f"{found.key}: {found.key_reason}" if found.key else found.key_reason),
             ("numbers", _some(found.names("number"))),
             ("categories", _some(found.names("category"))),
@@ -107,6 +109,13 @@ class NewExperiment:
             rows.append(("left out", f"and {len(excluded) - SHOWN_EXCLUDED} more: see the file"))
         rows.append(("metric", f"{label.metric}, {label.direction}; {label.floor:g} without any feature"))
         return rows + [("next", command) for command in self.next_commands]
+
+    def _positive_rows(self) -> list[tuple[str, str]]:
+        label = self.inference.label
+        if label.positive is None:
+            return []
+        other = "; change `positive` if you look for the other one" if label.is_positive_named else ""
+        return [("positive", f"{_some([str(label.positive)])}: {label.positive_reason}, {label.positive_share:.1%} of the rows{other}")]
 
     def warnings(self) -> list[str]:
         """What was done to the table, or left out of it, that the user may not want."""
@@ -122,6 +131,8 @@ class NewExperiment:
         if found.text_numbers:
             names = _some([how.name for how in found.text_numbers])
             warnings.append(f"numbers that are text are converted by the file's load function: {names}")
+        if found.padded:
+            warnings.append(f"codes with leading zeros are text: the file's load function keeps the zeros of {_some(list(found.padded))}")
         if found.infinite:
             warnings.append(f"infinite values count as missing: {_some(found.infinite)}")
         if found.renamed:
@@ -146,7 +157,7 @@ def new(name: str, *, data: str | Path, label: str, key: str | None = None, sett
             written then.
     """
     path = _target(name)
-    sample = _look(str(data))
+    sample = _look(str(data), label)
     inference = _infer(sample, _shown(data), label, key)
     origin = _origin(str(data), sample)
     try:
@@ -207,7 +218,7 @@ def _shown(data: str | Path) -> str:
     return without_secrets(Path(data).name if "://" not in str(data) else str(data))
 
 
-def _look(data: str) -> TableSample:
+def _look(data: str, label: str) -> TableSample:
     from toolkit.engines.table_samples import sample_table
 
     if "://" in data:
@@ -216,7 +227,7 @@ def _look(data: str) -> TableSample:
             got=without_secrets(data),
             next_step="copy it here, or write an experiment whose load function reads it",
         )
-    return sample_table(data)
+    return sample_table(data, label)
 
 
 def _infer(sample: TableSample, where: str, label: str, key: str | None) -> Inference:
@@ -236,7 +247,15 @@ def _infer(sample: TableSample, where: str, label: str, key: str | None) -> Infe
     if sample.index_name is not None and sample.index_name not in (label, key, *identifiers[:1]):
         frame = frame.drop(columns=sample.index_name)  # an index that an experiment does not name is no column
     decimal = sample.csv.decimal if sample.csv else "."
-    return infer(frame, sample.column(label), key=key, identifiers=identifiers, is_whole=sample.is_whole, decimal=decimal)
+    return infer(
+        frame,
+        sample.column(label),
+        key=key,
+        identifiers=identifiers,
+        is_whole=sample.is_whole,
+        decimal=decimal,
+        padded=sample.padded,
+    )
 
 
 def _origin(data: str, sample: TableSample) -> Origin:

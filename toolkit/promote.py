@@ -10,29 +10,30 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from toolkit.core.errors import ExperimentError, RegistryError
+from toolkit.core.errors import RegistryError
 from toolkit.core.experiment import Experiment
-from toolkit.core.gates import COSTS, check_overrides, may_promote, overridden
-from toolkit.core.recipes import load_experiment, override
+from toolkit.core.gates import COSTS, may_promote, overridden
 from toolkit.core.registry import (
     CHALLENGER,
     CHAMPION,
     COPIED_FROM,
-    EXPERIMENT_SOURCE_TAG,
     EXPERIMENT_TAG,
     parse_model,
 )
+from toolkit.promote_asked import Asked
 from toolkit.reports.destination import destination
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:
+    from toolkit.core.data import DataContext
     from toolkit.core.promotion_result import PromotionResult
-    from toolkit.core.registry import ModelReference, ModelVersion
+    from toolkit.core.registry import ModelVersion
     from toolkit.promote_evidence import Candidate, Evidence
     from toolkit.sweep_control import Progress
 
@@ -42,7 +43,7 @@ def promote(
     *,
     experiment: Experiment | str | None = None,
     changes: Sequence[str] = (),
-    holdout: str | None = None,
+    holdout: str | Path | Callable[..., Any] | None = None,
     data: Path | None = None,
     overrides: Mapping[str, str] | None = None,
     from_registry: str | None = None,
@@ -61,7 +62,7 @@ def promote(
     Args:
         model: a registered name (`@challenger`), `name@alias` or `name/version`.
         experiment: itself, or how it is named on the command line. changes: `PATH=VALUE`, of anything but its gates.
-        holdout: a table to judge on, in place of the experiment's own hold-out or test part.
+        holdout: a table to judge on, in any form of `dataset.holdout`, in place of the experiment's own or of its test part.
         data: file or folder in place of the experiment's own source.
         overrides: gate -> why it may be failed. What passed stays passed; fallback data and a missing hold-out never pass.
         from_registry, to_registry: the challenger is in the one, and becomes champion in the other, by a copy.
@@ -78,38 +79,25 @@ def promote(
     from toolkit.sweep_control import Unwatched
 
     settings = settings or Settings.read()
-    if any(re.match(r"\s*gates\b", change) for change in changes):
-        raise ExperimentError(
-            "--set: the gates are the experiment's own",
-            got=", ".join(changes),
-            next_step="edit the experiment, or --override GATE --reason TEXT",
-        )
-    if isinstance(experiment, Experiment):
-        experiment = override(experiment, changes)
-    asked = _Asked(
-        parse_model(model), experiment, tuple(changes), holdout, data, dict(overrides or {}), from_registry, to_registry, stages, report
+    asked = Asked(
+        reference=parse_model(model),
+        experiment=experiment,
+        changes=tuple(changes),
+        holdout=holdout,
+        data=data,
+        overrides={} if overrides is None else overrides,
+        from_registry=from_registry,
+        to_registry=to_registry,
+        stages=stages,
+        report=report,
     )
     return _Promotion(asked, tracking_uri or settings.tracking_uri, settings, progress or Unwatched()).execute()
-
-
-@dataclass(frozen=True)
-class _Asked:
-    reference: ModelReference
-    experiment: Experiment | str | None
-    changes: tuple[str, ...]
-    holdout: str | None
-    data: Path | None
-    overrides: Mapping[str, str]
-    from_registry: str | None
-    to_registry: str | None
-    stages: bool
-    report: Path | None
 
 
 class _Promotion:
     """One call of `promote`: its parts in the order in which they happen."""
 
-    def __init__(self, asked: _Asked, tracking_uri: str | None, settings: Settings, progress: Progress) -> None:
+    def __init__(self, asked: Asked, tracking_uri: str | None, settings: Settings, progress: Progress) -> None:
         self.asked = asked
         self.tracking_uri = tracking_uri
         self.settings = settings
@@ -118,7 +106,11 @@ class _Promotion:
 
     def execute(self) -> PromotionResult:
         from toolkit.champion import recover
+        from toolkit.champion_history import lost_champion
 
+        if self.asked.report is not None:
+            destination(self.asked.report, self.asked.report)
+        given = self.asked.given_experiment()
         self.progress.phase("looking at the registry")
         self._open_registries()
         if self.asked.stages:
@@ -126,14 +118,16 @@ class _Promotion:
         recovered = recover(self.target, self.name, by=self.settings.user) if self.is_in_target else ()
         self.recovered = "; ".join(map(str, recovered))
         self.champion = self.target.by_alias(self.name, CHAMPION) if self.is_in_target else None
+        self.lost = lost_champion(self.target, self.name) if self.champion is None and self.is_in_target else None
         challenger = self._find_challenger()
         if challenger is None or self._is(challenger, self.champion):
             assert self.champion is not None
+            if self.asked.needs_experiment:  # what was asked is right or wrong, whatever there is to judge
+                self._experiment(self.champion, given)
             return self._nothing_to_do(self.champion)
         self.challenger = challenger
-        self.experiment = self._find_experiment()
-        self._check_gates()
         self.report_path = self._report_path()
+        self.experiment = self._experiment(challenger, given)
         with tempfile.TemporaryDirectory(prefix="toolkit-promote-") as folder:
             return self._judge_and_move(Path(folder))
 
@@ -141,17 +135,23 @@ class _Promotion:
 
     def _open_registries(self) -> None:
         from toolkit.engines.mlflow_registry import Registry
+        from toolkit.engines.mlflow_registry_store import database_path
 
-        def opened(named: str | None) -> Registry:
+        def opened(named: str | None, *, create: bool = False) -> Registry:
             # One that is named brings its own tracking server, which holds its models.
-            return Registry(named) if named else Registry.open(self.settings.registry_uri, self.tracking_uri)
+            return Registry(named, create=create) if named else Registry.open(self.settings.registry_uri, self.tracking_uri)
 
         self.source = self.target = opened(self.asked.from_registry)
         self.source_name = self.name = self.source.resolve_name(self.asked.reference.name)
         self.is_in_target = True
         if self.asked.to_registry == self.asked.from_registry:
             return
-        other = opened(self.asked.to_registry)
+        database = database_path(self.asked.to_registry or "")
+        if database and not database.parent.is_dir():
+            raise RegistryError(
+                "--to-registry: a database in a folder that exists", got=str(database), next_step="make the folder, or correct the path"
+            )
+        other = opened(self.asked.to_registry, create=True)
         if other.uri != self.source.uri:
             other.check_name(self.name)
             self.target, self.is_in_target = other, other.has_model(self.name)
@@ -162,11 +162,9 @@ class _Promotion:
 
     def _find_challenger(self) -> ModelVersion | None:
         """None where none is waiting, which after a promotion is as it should be: a job that runs again has nothing to do."""
-        reference = self.asked.reference
-        is_default = reference.version is None and reference.alias in (None, CHALLENGER)
-        if is_default and self.champion is not None and self.source.by_alias(self.source_name, CHALLENGER) is None:
+        if self.asked.is_default and self.champion is not None and self.source.by_alias(self.source_name, CHALLENGER) is None:
             return None
-        return self.source.find(replace(reference, name=self.source_name), default_alias=CHALLENGER)
+        return self.source.find(replace(self.asked.reference, name=self.source_name), default_alias=CHALLENGER)
 
     def _is(self, challenger: ModelVersion, champion: ModelVersion | None) -> bool:
         if champion is None:
@@ -176,47 +174,13 @@ class _Promotion:
         origin = {"registry": self.source.display_uri, "model": challenger.name, "version": str(challenger.version)}
         return all(champion.tags.get(f"{COPIED_FROM}.{key}") == value for key, value in origin.items())
 
-    def _find_experiment(self) -> Experiment:
-        given, tags = self.asked.experiment, self.challenger.tags
-        named = tags.get(EXPERIMENT_TAG, "")
-        if isinstance(given, Experiment):
-            experiment = given
-        else:
-            loaded = load_experiment(given) if given else self._experiment_of_tags(named, tags.get(EXPERIMENT_SOURCE_TAG, ""))
-            experiment = override(loaded, self.asked.changes)
-        if named and experiment.name != named:
-            raise ExperimentError(
-                f"version {self.challenger.version} of {self.challenger.name} is of the experiment {named!r}",
-                got=repr(experiment.name),
-                next_step="give --experiment with that one",
-            )
-        return experiment
+    def _experiment(self, version: ModelVersion, given: Experiment | None) -> Experiment:
+        return self.asked.with_holdout(self.asked.experiment_of(version, given), self._context())
 
-    def _experiment_of_tags(self, named: str, source: str) -> Experiment:
-        """Never a file outside the working directory, nor a module: a tag is not to say what code runs here."""
-        version = f"version {self.challenger.version} of {self.challenger.name}"
-        path = Path(source.partition(":")[0])
-        if source and path.suffix == ".py" and path.is_file() and path.resolve().is_relative_to(Path.cwd()):
-            return load_experiment(source)
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", named):
-            got = f"{named!r}" if named else "none"
-            step = "give --experiment NAME, or path/to/file.py"
-            raise ExperimentError(f"{version}: a tag that names its experiment, whose gates judge it", got=got, next_step=step)
-        try:
-            return load_experiment(named)
-        except ExperimentError as error:
-            step = f"give --experiment {source or 'path/to/file.py'}"
-            raise ExperimentError(f"{version}: its experiment, whose gates judge it", got=str(error), next_step=step) from error
+    def _context(self) -> DataContext:
+        from toolkit.core.data import DataContext
 
-    def _check_gates(self) -> None:
-        gates = self.experiment.gates
-        if not gates:
-            raise ExperimentError(
-                "gates: an experiment without any promotes nothing",
-                got=f"none in {self.experiment.name!r}",
-                next_step='add gates=(Gate("auc", at_least=0.8), Gate("auc", no_worse_than_champion_by=0.01)) to it',
-            )
-        check_overrides(self.asked.overrides, gates)
+        return DataContext(data=self.asked.data, data_dir=self.settings.data_dir, cache_dir=self.settings.home / "cache")
 
     def _report_path(self) -> Path:
         safe = re.sub(r"[^\w.-]+", "_", self.challenger.name)
@@ -244,7 +208,7 @@ class _Promotion:
             challenger=evidence.challenger.summary(),
             champion=evidence.champion.summary() if evidence.champion else None,
             holdout=holdout.summary if holdout else None,
-            notices=notices(evidence, gates, self.asked.overrides),
+            notices=(*self._notices(), *notices(evidence, gates, self.asked.overrides)),
             recovered=self.recovered,
             by=self.settings.user,
             run_id="",
@@ -264,22 +228,36 @@ class _Promotion:
         return replace(result, wall_s=time.perf_counter() - self.began)
 
     def _evidence(self, folder: Path) -> Evidence:
-        from toolkit.core.data import DataContext
         from toolkit.promote_evidence import Candidate, Evidence, Once
         from toolkit.promote_holdout import read_holdout
+        from toolkit.registration import registered_model
 
         self.progress.phase("fetching the models")
         challenger_folder = self.source.download(self.challenger, folder / "challenger")
         champion_folder = self.target.download(self.champion, folder / "champion") if self.champion else None
-        context = DataContext(data=self.asked.data, data_dir=self.settings.data_dir, cache_dir=self.settings.home / "cache")
-        holdout = Once(lambda: read_holdout(self.experiment, challenger.model().spec, context, self.asked.holdout))
+        holdout = Once(lambda: read_holdout(self.experiment, challenger.model().spec, self._context()))
         metrics = tuple(dict.fromkeys(gate.metric for gate in self.experiment.gates if gate.metric not in COSTS))
         challenger = Candidate(self.challenger.version, challenger_folder, holdout, metrics)
+        challenger.model = Once(partial(registered_model, self.challenger, challenger_folder))
         champion = None
         if self.champion and champion_folder:
             champion = Candidate(self.champion.version, champion_folder, holdout, metrics)
+            champion.model = Once(partial(registered_model, self.champion, champion_folder))
             self._check_champion(champion)
         return Evidence(self.experiment, holdout, challenger, champion)
+
+    def _notices(self) -> list[str]:
+        """What the registry has to say."""
+        found = []
+        if self.lost is not None:
+            found.append(f"version {self.lost}, the last champion, was deleted, and all before it: nothing is left to compare with")
+        both = (("challenger", self.source, self.challenger), ("champion", self.target, self.champion))
+        for who, registry, version in both:
+            if version and not registry.has_run(version):
+                found.append(
+                    f"the MLflow run of the {who}, version {version.version}, is deleted or out of reach: nothing says how it was made"
+                )
+        return found
 
     def _check_champion(self, champion: Candidate) -> None:
         try:
@@ -297,7 +275,7 @@ class _Promotion:
         from toolkit.champion import move_champion
         from toolkit.core.promotion_result import decision
 
-        version, is_challenger = self.challenger, self.asked.reference.version is None and self.asked.reference.alias in (None, CHALLENGER)
+        version, is_challenger = self.challenger, self.asked.is_default
         if self.has_two_registries:
             self.progress.phase("copying the version")
             judged_version = self.source.version(self.challenger.name, self.challenger.version)

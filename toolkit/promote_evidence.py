@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from toolkit.core.figures import Prediction
-    from toolkit.core.judging import Contest
+    from toolkit.core.judging import Blind, Contest
     from toolkit.core.promotion_result import JudgedModel
     from toolkit.core.row_hashes import Hashes
     from toolkit.engines.portable_model import PortableModel
@@ -96,12 +96,14 @@ class Candidate:
     model: Once[PortableModel] = field(init=False)
     predicted: Once[Predicted] = field(init=False)
     figures: Once[Mapping[str, float]] = field(init=False)
+    blind: Once[list[Blind]] = field(init=False)
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.model = Once(self._load)
         self.predicted = Once(self._predict)
         self.figures = Once(self._figures)
+        self.blind = Once(self._blind)
 
     def _load(self) -> PortableModel:
         from toolkit.engines import portable_model
@@ -152,29 +154,46 @@ class Candidate:
 
     def seen(self, name: str) -> GateResult:
         """Whether it was fitted on rows of the hold-out."""
-        from toolkit.core.judging import judge_unseen
-        from toolkit.core.row_hashes import num_common
+        from toolkit.core.judging import Overlap, judge_unseen
+        from toolkit.core.row_hashes import num_common, share_repeated
 
         model, holdout = self.model(), self.holdout()
         told = model.spec["training_rows"]["num_rows"]
         if not len(model.training_row_hashes) or len(model.training_row_hashes) != told:
             raise UserError("the model must know the rows it was fitted on", got=f"{len(model.training_row_hashes)} of {told}")
-        keys = holdout.key_hashes(model.spec["key"])
+        rows, keys = self.predicted().row_hashes, holdout.key_hashes(model.spec["key"])
         common_keys = None if model.training_keys is None or keys is None else num_common(keys, model.training_keys)
-        common_rows = num_common(self.predicted().row_hashes, model.training_row_hashes)
-        return judge_unseen(name, model.spec, holdout.summary.num_rows, common_keys, common_rows)
+        common_rows = num_common(rows, model.training_row_hashes)
+        # A table whose rows were copied would excuse itself, hence the training's repetitions as well.
+        repeated = min(share_repeated(rows, keys), share_repeated(model.training_row_hashes)) if common_rows else 0.0
+        return judge_unseen(name, model.spec, Overlap(holdout.summary.num_rows, common_keys, common_rows, repeated))
+
+    def _blind(self) -> list[Blind]:
+        from toolkit.core.judging import blind_features
+
+        model, holdout = self.model(), self.holdout()
+        return blind_features(model.spec, holdout.encoded(model).features, lambda name: holdout.frame[name])
+
+    @property
+    def lacks_key(self) -> str | None:
+        """The column by which its training rows are known, where the hold-out does not have it."""
+        model, holdout = self.model.or_none(), self.holdout.or_none()
+        if model is None or holdout is None or not model.spec["training_rows"].get("has_keys"):
+            return None
+        key: str = model.spec["key"]
+        return None if key in holdout.frame.columns else key
 
     def summary(self) -> JudgedModel:
         from toolkit.core.promotion_result import JudgedModel
 
         model, predicted = self.model.or_none(), self.predicted.or_none()
-        costs = self.costs if predicted else {}
+        costs = Once(lambda: self.costs).or_none() if predicted else None
         return JudgedModel(
             version=self.version,
             figures=self.figures.or_none() or {},
             threshold=model.spec["threshold"] if model else None,
-            model_mib=costs.get("model_mib"),
-            predict_s_per_million_rows=costs.get("predict_s_per_million_rows"),
+            model_mib=costs["model_mib"] if costs else None,
+            predict_s_per_million_rows=costs["predict_s_per_million_rows"] if costs else None,
             spec=model.spec if model else {},
         )
 
@@ -251,9 +270,10 @@ class Evidence:
         return judge_signature(self.challenger.model().spec, self.champion.model().spec if self.champion else None)
 
     def _holdout_present(self) -> GateResult:
+        from toolkit.core.judging import judge_holdout
+
         summary = self.holdout().summary
-        reason = f"{summary.num_rows:,} labelled rows: {summary.description}"
-        return GateResult(HOLDOUT_PRESENT, Status.PASSED, reason, observed=summary.num_rows)
+        return judge_holdout(summary.description, summary.num_rows, self.challenger.blind())
 
     def _unseen_by_champion(self) -> GateResult:
         if self.champion is None:
@@ -288,7 +308,23 @@ class Evidence:
             metric_of=_KnownFigures(known),
             column=self._column,
             costs=self.challenger.costs,
+            row_hashes=self.challenger.predicted().row_hashes,
         )
+
+    def notices(self) -> tuple[str, ...]:
+        """What is worth knowing of the judgement, and refuses nothing."""
+        from toolkit.core.judging import compares_nothing
+
+        pair = {"the challenger": self.challenger} | ({"the champion": self.champion} if self.champion else {})
+        found = [blind.told_of(who) for who, each in pair.items() for blind in each.blind.or_none() or ()]
+        found += [
+            f"the hold-out has no column {each.lacks_key!r}: its rows are compared by their features alone, not by key"
+            for each in pair.values()
+            if each.lacks_key
+        ]
+        if self.champion and compares_nothing(self.experiment.gates):
+            found.append("no gate compared the challenger with the champion or asked for quality; add one with no_worse_than_champion_by")
+        return tuple(dict.fromkeys(found))
 
     def _column(self, name: str) -> npt.NDArray[Any]:
         frame = self.holdout().frame

@@ -46,7 +46,7 @@ class Holdout:
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def key_hashes(self, key: str | None) -> Hashes | None:
-        """(n,) hashes of the column `key`; None where there is no such column. A million take a second, and both models ask."""
+        """(n,) hashes of the column `key`; None where there is no such column. A million of text take seconds, and both models ask."""
         from toolkit.core.row_hashes import key_hashes
 
         if key is None or key not in self.frame.columns:
@@ -68,8 +68,8 @@ class Holdout:
         return self._encoded[features_of]
 
 
-def read_holdout(experiment: Experiment, spec: Mapping[str, Any], context: DataContext, name: str | None) -> Holdout:
-    """The hold-out `name`, else the experiment's own, else the test part of its table as the honest protocol divides it.
+def read_holdout(experiment: Experiment, spec: Mapping[str, Any], context: DataContext) -> Holdout:
+    """The experiment's own hold-out, else the test part of its table as the honest protocol divides it.
 
     Raises:
         DataError: it cannot be read, or has not what the challenger's spec asks for.
@@ -82,7 +82,7 @@ def read_holdout(experiment: Experiment, spec: Mapping[str, Any], context: DataC
     from toolkit.engines.sklearn_splits import split
     from toolkit.engines.tables import encode_fetched, fetch, fetch_holdout
 
-    fetched = fetch_holdout(experiment, context, name)
+    fetched = fetch_holdout(experiment, context)
     if fetched is not None:
         frame, description = fetched.frame, "a table of its own"
     else:

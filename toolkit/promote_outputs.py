@@ -25,7 +25,7 @@ SYNTHETIC_KINDS = ("synthetic", "generated")
 
 def notices(evidence: Evidence, gates: Sequence[GateResult], overrides: Mapping[str, str]) -> tuple[str, ...]:
     """What is worth saying and refuses nothing."""
-    found = []
+    found = list(evidence.notices())
     model = evidence.challenger.model.or_none()
     if model and model.spec["data"]["kind"] in SYNTHETIC_KINDS:
         found.append(f"the challenger was trained on synthetic data, {model.spec['data']['location']}")

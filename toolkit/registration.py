@@ -1,16 +1,20 @@
-"""A logged model becomes a version of its registered model: the last step of `train --register` and `sweep --register`."""
+"""A logged model becomes a version of its registered model, the last step of `train --register` and `sweep --register`; and is read back
+as that."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.errors import UserError
+from toolkit.core.errors import RegistryError, UserError
 from toolkit.core.experiment import Experiment
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:
-    from toolkit.core.registry import RegisteredVersion
+    from toolkit.core.registry import ModelVersion, RegisteredVersion
+    from toolkit.engines.portable_model import PortableModel
 
 
 def check_registrable(experiment: Experiment) -> None:
@@ -52,6 +56,32 @@ def register(
     registry = Registry.open(settings.registry_uri, tracking_uri, create=True)
     version = registry.create_version(experiment.registered_name, model_uri, run_id=run_id, description=_description(spec), tags=tags)
     return RegisteredVersion(version.name, version.version)
+
+
+def registered_model(version: ModelVersion, folder: Path) -> PortableModel:
+    """The portable model of a version that was downloaded to `folder`, if it is the one that was registered.
+
+    Its spec says by what protocol it was made and on which rows, and holds the digests of all other files: whoever could change that would
+    pass every gate.
+
+    Raises:
+        PortableModelError: it is none, or not as training wrote it.
+        RegistryError: it is not the one that was registered.
+    """
+    from toolkit.core.registry import PROTOCOL_TAG, SPEC_SHA256_TAG
+    from toolkit.engines import portable_model
+
+    model = portable_model.load(folder)
+    found = hashlib.sha256((model.folder / portable_model.SPEC_FILE).read_bytes()).hexdigest()
+    for tag, of_file in ((SPEC_SHA256_TAG, found), (PROTOCOL_TAG, model.spec["protocol"])):
+        of_version = version.tags.get(tag)
+        if of_version != of_file:
+            raise RegistryError(
+                f"version {version.version}: its {portable_model.SPEC_FILE} and its tag {tag} must agree",
+                got=f"{of_file[:12]!r} and {'no such tag' if of_version is None else repr(of_version[:12])}",
+                next_step="train and register it again",
+            )
+    return model
 
 
 def _description(spec: Mapping[str, Any]) -> str:

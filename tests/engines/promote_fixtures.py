@@ -181,6 +181,7 @@ MODELS: dict[str, Callable[[], ModelPackage]] = {
     "published": lambda: train(experiment(), protocol="published"),
     "fallback": lambda: train(experiment(), kind="fallback_sample"),
     "synthetic": lambda: train(experiment(), kind="synthetic"),
+    "of a split that promises nothing": lambda: train(experiment(split=Split(seed=1, test=0.4, keep_duplicates_together=False))),
     "of another split": lambda: train(experiment(rounds=2, split=Split(seed=2, test=0.4))),
     "with one feature less": lambda: train(experiment(rounds=2, exclude=("c",))),
     "with a text feature": lambda: train(experiment(rounds=2, categorical=("a", "region")), _with_text()),

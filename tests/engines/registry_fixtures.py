@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 import time
@@ -26,6 +27,9 @@ from toolkit.engines.mlflow_store import MlflowStore
 from toolkit.settings import Settings
 
 _numbers = itertools.count(1)
+# What a registry looks at.
+SPEC_FILE = '{"model_file": "model.bin"}'
+SPEC_SHA256 = hashlib.sha256(SPEC_FILE.encode()).hexdigest()
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Place:
         return kind(self.uri)
 
     def log_model(self, text: str = "") -> tuple[str, str]:
-        """A finished run with a logged model of two files. Its id, and `models:/m-…`."""
+        """A finished run with a logged model of three files. Its id, and `models:/m-…`."""
         text = text or f"model {next(_numbers)}"
         store = MlflowStore(self.uri)
         run_id = store.create_run(store.experiment_id("registry-tests"), text, 1_700_000_000_000, {})
@@ -54,6 +58,7 @@ class Place:
             "utc_time_created: '2026-03-01 12:00:00'\nmlflow_version: 3.8.1\nmodel_uuid: x\n"
         )
         (folder / "toolkit_model" / "model.bin").write_text(text)
+        (folder / "toolkit_model" / "spec.json").write_text(SPEC_FILE)
         mlflow.MlflowClient(tracking_uri=self.uri).log_model_artifacts(logged.model_id, str(folder))
         store.call("finalize_logged_model", logged.model_id, LoggedModelStatus.READY)
         store.update_run(run_id, "FINISHED", 1_700_000_001_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.engines.registry_fixtures import (
     settings,
 )
 from toolkit.champion import move_champion, roll_back, rollback
+from toolkit.champion_history import lost_champion
 from toolkit.core.errors import RegistryError
 from toolkit.core.promotion import audit_records
 from toolkit.core.registry import GATES_TAG, METRICS_TAG, PROTOCOL_TAG
@@ -98,11 +100,11 @@ def test_stages_follow_the_champion(model: Model) -> None:
         return {version.version: version.stage for version in model.place.registry().versions(model.place.name)}
 
     model.promote(2, 1, stages=True)
-    assert stages() == {1: "None", 2: "Production", 3: "None"}
+    assert stages() == {1: "Archived", 2: "Production", 3: "None"}
     model.promote(3, 2, stages=True)
-    assert stages() == {1: "None", 2: "Archived", 3: "Production"}
+    assert stages() == {1: "Archived", 2: "Archived", 3: "Production"}
     model.roll_back(stages=True)
-    assert stages() == {1: "None", 2: "Production", 3: "Archived"}
+    assert stages() == {1: "Archived", 2: "Production", 3: "Archived"}
 
 
 @pytest.mark.parametrize("kind", ["short tags without dots", "no aliases"])
@@ -148,7 +150,6 @@ def test_in_a_registry_with_less(embedded: Place, kind: str) -> None:
         (lambda model: model.promote(2, 1, is_challenger=True), "challenger of {name}: the one that was judged, version 2, got version 3; run toolkit promote again, to judge that one"),
         (lambda model: model.promote(9, 1), "version of {name}: one that exists, got 9; there are 1, 2, 3"),
         (lambda model: model.roll_back(), "rollback of {name}: a previous champion, got none; name a version that was champion before: there is none"),
-        (lambda model: model.roll_back(to=1), "rollback --to: another version than the champion, got 1; nothing to do"),
         (lambda model: model.roll_back(to=2), "rollback --to: a version of {name} that was champion before, got 2; there is none; a new one goes through toolkit promote"),
         (lambda model: model.roll_back(to=9), "version of {name}: one that exists, got 9; there are 1, 2, 3"),
     ],
@@ -169,13 +170,66 @@ def test_rollback_without_a_champion(embedded: Place) -> None:
         roll_back(embedded.registry(), embedded.name, by="ada")
 
 
-def test_rollback_to_a_model_that_is_gone(embedded_model: Model) -> None:
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        ("MLmodel", "no MLmodel there"),
+        ("toolkit_model/spec.json", "no toolkit_model/spec.json there"),
+        ("toolkit_model/model.bin", "no toolkit_model/model.bin there"),
+        ("toolkit_model", "no toolkit_model/spec.json there"),
+    ],
+)
+def test_rollback_to_a_model_that_is_gone(embedded_model: Model, lost: str, reason: str) -> None:
     embedded_model.promote(3, 1)
     source = embedded_model.place.registry().version(embedded_model.place.name, 1).source
-    (Path(source) / "MLmodel").unlink()
-    with pytest.raises(RegistryError, match=r"version 1 \(previous_champion\): there, and readable"):
+    path = Path(source) / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(RegistryError, match=rf"version 1 \(previous_champion\): there, and readable, got .*: {reason}; restore it"):
         embedded_model.roll_back()
     assert embedded_model.state == {"champion": 3, "previous_champion": 1} and embedded_model.is_clean()
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [('{"model_file": "model.bin", "protocol": "honest"}', "is not the one that was registered"), ("[]", "is not the one")],
+)
+def test_rollback_to_a_model_that_was_changed(embedded_model: Model, spec: str, reason: str) -> None:
+    embedded_model.promote(3, 1)
+    (Path(embedded_model.place.registry().version(embedded_model.place.name, 1).source) / "toolkit_model" / "spec.json").write_text(spec)
+    with pytest.raises(RegistryError, match=reason):
+        embedded_model.roll_back()
+    assert embedded_model.state == {"champion": 3, "previous_champion": 1} and embedded_model.is_clean()
+
+
+def test_rollback_to_the_champion_moves_nothing(embedded_model: Model) -> None:
+    move = embedded_model.roll_back(to=1)
+    assert (move.champion, move.as_json()["moved"], move.rows()) == (1, False, [("moved", "nothing: it is champion")])
+    assert embedded_model.state == {"champion": 1, "challenger": 3} and embedded_model.is_clean() and len(embedded_model.history()) == 1
+
+
+def test_a_champion_that_was_lost_by_hand_is_put_back(embedded_model: Model) -> None:
+    embedded_model.promote(2, 1)
+    registry, name = embedded_model.place.registry(), embedded_model.place.name
+    registry.delete_alias(name, "champion")
+    with pytest.raises(RegistryError, match=f"a champion, got none; put one back: toolkit rollback {name} --to 1 or 2"):
+        embedded_model.roll_back()
+    with pytest.raises(RegistryError, match=f"version 2, .*, got no champion: its alias was .*; toolkit rollback {name} --to 2, then"):
+        lost_champion(registry, name)
+    embedded_model.roll_back(to=2)
+    assert embedded_model.state == {"champion": 2, "previous_champion": 1, "challenger": 3} and embedded_model.is_clean()
+
+
+def test_a_champion_whose_version_was_deleted(embedded_model: Model) -> None:
+    embedded_model.promote(2, 1)
+    registry, name = embedded_model.place.registry(), embedded_model.place.name
+    registry.remove(name, 2)
+    assert embedded_model.state == {"previous_champion": 1, "challenger": 3}
+    with pytest.raises(RegistryError, match=f"version 2, .*, got no champion: the version was deleted .*; toolkit rollback {name} --to 1"):
+        lost_champion(registry, name)
+    embedded_model.roll_back(to=1)
+    assert embedded_model.state == {"champion": 1, "challenger": 3} and embedded_model.is_clean()
+    registry.remove(name, 1)
+    assert lost_champion(registry, name) == 1
 
 
 def test_rollback_names_those_it_could_go_to(embedded_model: Model) -> None:
@@ -219,6 +273,11 @@ def test_rollback_takes_a_name(embedded_model: Model, wrong: str, hint: str) -> 
     with pytest.raises(RegistryError) as error:
         rollback(wrong.format(name=name), settings=settings(embedded_model.place))
     assert str(error.value).endswith(hint.format(name=name))
+
+
+def test_rollback_takes_a_whole_number(embedded_model: Model) -> None:
+    with pytest.raises(RegistryError, match="rollback to: a version as a whole number, got str '1'; for example to=3"):
+        rollback(embedded_model.place.name, to="1", settings=settings(embedded_model.place))  # type: ignore[arg-type]
 
 
 @pytest.mark.e2e

@@ -6,6 +6,7 @@ import datetime
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def same(value: float | None, expected: float | None, **tolerance: float) -> boo
 LABELS = {
     "binary": ("binary", lambda frame: frame.y),
     "binary boolean with gaps": ("binary", lambda frame: frame.y.astype(bool).astype(object).where(frame.index > 40, None)),
+    "binary text": ("binary", lambda frame: frame.y.map({0: "nein", 1: "ja"})),
     "classes": ("multiclass", lambda frame: "class " + frame["count"].clip(0, 3).astype(str)),
     "numbers": ("regression", lambda frame: frame.smooth * 2 + frame.zone + np.arange(len(frame)) / 1e4),
     "few numbers": ("regression", lambda frame: frame["count"].clip(0, 2) * 1.5),
@@ -101,7 +103,12 @@ def test_both_engines_find_the_same(spark: Any, name: str) -> None:
     task, label_of = LABELS[name]
     frame = table()
     frame["y"] = label_of(frame)
-    expected, found = by_pandas(frame, task), by_spark(spark, frame, task)
+    # A class is looked for that is the first in order: what grows with the label shall grow with it all the same.
+    dataset = replace(DATASET, positive="ja") if name == "binary text" else DATASET
+    expected, found = by_pandas(frame, task, dataset), by_spark(spark, frame, task, dataset)
+    assert expected.positive == found.positive == {"binary": "1", "binary boolean with gaps": "True", "binary text": "ja"}.get(name)
+    if task == "binary":
+        assert expected.correlations.values[0][expected.correlations.names.index("smooth")] > 0.3  # type: ignore[operator]
     assert (found.engine, expected.engine) == ("spark", "pandas") and found.approximate and not expected.approximate
     assert found.duplicates == expected.duplicates and found.num_unlabelled == expected.num_unlabelled
     assert found.groups == expected.groups and found.group_counts == expected.group_counts
@@ -328,6 +335,7 @@ def test_the_command_answers_in_json(place: Workplace) -> None:
     answer = place.here("explore", "./toy.py", "--json")
     assert answer.code == 0, answer.err
     found = answer.json
+    assert found["positive"] == "1"
     assert found["experiment"] == "toy" and found["engine"] == "pandas" and found["num_rows"] == 3300
     assert found["data"] == {"kind": "file", "location": "toy.csv"}
     assert found["predictors"][0]["name"] == "gaps" and 0.5 < found["predictors"][0]["strength"] < 0.99

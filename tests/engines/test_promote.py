@@ -18,9 +18,13 @@ import pytest
 
 from tests.commands import Workplace, workplace
 from tests.engines.conftest import MlflowServer
-from tests.engines.promote_fixtures import HOLDOUT, Case, Logged, Scene, Shop, edit_spec, holdout, rows, set_up, text_of
+from tests.engines.promote_fixtures import HOLDOUT, Case, Logged, Scene, Shop, edit_spec, experiment, holdout, rows, set_up, text_of
+from toolkit import Gate
 from toolkit.core import comparison
+from toolkit.core.data import DataContext
 from toolkit.engines.mlflow_store import MlflowStore
+from toolkit.promote_evidence import Candidate, Evidence, Once
+from toolkit.promote_holdout import read_holdout
 
 pytestmark = [pytest.mark.engine, pytest.mark.e2e]
 __all__ = ["workplace"]
@@ -43,6 +47,16 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 def seen(change: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame) -> Callable[[Scene], None]:
     """`holdout.csv`, of rows that the models were fitted on."""
     return lambda scene: scene.write("holdout.csv", change(rows()))  # type: ignore[return-value]
+
+
+def shifted(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(a=frame.a + 0.00001)
+
+
+def copied(frame: pd.DataFrame, num: int) -> pd.DataFrame:
+    """Every row so many times, each with a key that nobody has seen."""
+    copies = pd.concat([frame] * num, ignore_index=True)
+    return copies.assign(id=copies.index + 5_000_000)
 
 
 # ---- models that are not what they seem
@@ -129,8 +143,14 @@ CASES: dict[str, Case] = {
     ),
     "spec of a format to come": Case(3, "must have the format 1, got 99", challenger=tampered(edit_spec(format=99))),
     "spec without an entry": Case(
-        3, "model_loads: could not be judged: KeyError", challenger=tampered(lambda folder: drop_from_spec(folder, "task"))
+        3,
+        "model_loads: could not be judged: PortableModelError: spec.json must have the entry task",
+        challenger=tampered(lambda folder: drop_from_spec(folder, "task")),
     ),
+    "spec without what only the summary asks": Case(
+        3, "spec.json must have the entry threshold of the type int or float, got none", challenger=tampered(lambda folder: drop_from_spec(folder, "threshold"))
+    ),
+    "spec of data from nowhere": Case(3, "spec.json must have the entry data.kind", challenger=tampered(edit_spec(data={"location": "", "sha256": ""}))),
     "claims figures that it has not": Case(
         3,
         "auc_at_least: auc 0.",
@@ -154,6 +174,9 @@ CASES: dict[str, Case] = {
         3, "auc_no_worse_than_champion_by: model: predictions must be finite", champion=tampered(edit_spec(calibration=NOT_A_NUMBER), "weak")
     ),
     "champion whose rows are gone": Case(3, "holdout_unseen_by_champion", champion=tampered(remove("training_rows.npz"), "weak")),
+    "champion with a spec that is not whole": Case(
+        1, "spec.json must have the entry study", champion=tampered(lambda folder: drop_from_spec(folder, "study"), "weak")
+    ),
     "champion whose bytes were changed": Case(
         1, "a model to compare with, got model.ubj must be as training wrote it", champion=tampered(flip_a_byte, "weak")
     ),
@@ -167,7 +190,47 @@ CASES: dict[str, Case] = {
     "both were fitted on equal rows, with other keys": Case(
         3, "was fitted on rows equal to", HOLDOUT, before=seen(lambda frame: frame.assign(id=frame.id + 99_999))
     ),
-    "no hold-out": Case(3, "holdout_present: data: no such file", HOLDOUT),
+    "both were fitted on it, by keys written another way": Case(
+        3, "of the hold-out, by their key", HOLDOUT, before=seen(lambda frame: shifted(frame).assign(id=[f" {key:07}.0" for key in frame.id], c=0.5))
+    ),
+    "fitted on equal rows, though its split promised nothing": Case(
+        3,
+        "holdout_unseen_by_challenger: the challenger was fitted on rows equal to 960 of 1,600 rows (60.0%) of the hold-out, though with other keys",
+        HOLDOUT,
+        challenger="of a split that promises nothing",
+        before=seen(lambda frame: frame.assign(id=frame.id + 99_999)),
+    ),
+    "copies of such rows do not excuse each other": Case(
+        3,
+        "holdout_unseen_by_challenger: the challenger was fitted on rows equal to 1,920 of 3,200 rows (60.0%)",
+        HOLDOUT,
+        challenger="of a split that promises nothing",
+        before=seen(lambda frame: copied(frame.assign(id=0), 2)),
+    ),
+    "too few rows to tell": Case(3, "auc_no_worse_than_champion_by: too few rows to tell: 90, at least 100", HOLDOUT, before=holdout(lambda frame: frame.head(90))),
+    "many copies of few rows": Case(
+        3,
+        "auc_no_worse_than_champion_by: too few different rows to tell: 90, at least 100",
+        HOLDOUT,
+        before=holdout(lambda frame: copied(frame.head(90), 20)),
+    ),
+    "copies that would narrow the bound": Case(
+        3, "draws of 150 different rows", HOLDOUT, challenger="alike", champion="good", before=holdout(lambda frame: copied(frame.head(150), 99))
+    ),
+    "hold-out of unknown categories": Case(
+        3,
+        "holdout_present: feature 'region': all of the hold-out's values are unknown to the challenger, for example 'R-",
+        HOLDOUT,
+        before=holdout(lambda frame: frame.assign(region="R-" + frame.region)),
+    ),
+    "slices of a column without values": Case(
+        3,
+        "column 'segment' is missing in every row of the hold-out",
+        HOLDOUT,
+        gates=f'{GOOD_GATE}, Gate("auc", at_least=0.0, by="segment")',
+        before=holdout(lambda frame: frame.assign(segment=None)),
+    ),
+    "no hold-out": Case(1, "--holdout: data: no such file", HOLDOUT),
     "hold-out without rows": Case(3, "holdout_present: data: needs rows", HOLDOUT, before=holdout(lambda frame: frame.head(0))),
     "hold-out without the label": Case(
         3, "holdout_present: dataset.label: no such column", HOLDOUT, before=holdout(lambda frame: frame.drop(columns="y"))
@@ -242,6 +305,28 @@ def test_a_refusal_as_json(shop: Shop, workplace: Workplace) -> None:
     assert [gate["gate"] for gate in answer.json["gates"] if gate["status"] == "failed"] == ["auc_at_least"]
     assert "Do not promote version 2" in Path(answer.json["report_path"]).read_text()
     assert MlflowStore(shop.uri).call("get_run", answer.json["run_id"]).data.tags["toolkit.decision"] == "do not promote"
+
+
+def test_what_a_judgement_says_and_does_not_refuse(shop: Shop, tmp_path: Path) -> None:
+    fresh = rows().drop(columns="id").assign(a=rows().a + 0.00001, region=np.where(rows().index < 40, "east", rows().region), c=np.nan)
+    fresh.to_csv(tmp_path / "holdout.csv", index=False)
+    chosen = experiment(gates=(Gate("model_mib", at_most=9),))
+    context = DataContext(None, None, tmp_path)
+    chosen = replace(chosen, dataset=replace(chosen.dataset, holdout=str(tmp_path / "holdout.csv")))
+    once = Once(lambda: read_holdout(chosen, shop.model("good").spec, context))
+    challenger, champion = (Candidate(version, shop.model(name).folder, once) for version, name in ((2, "good"), (1, "weak")))
+    told = [
+        f"feature 'region': 2.5% of the hold-out's values are unknown to {who}, for example 'east'"
+        for who in ("the challenger", "the champion")
+    ]
+    missing = "feature 'c' is missing in every row of the hold-out"
+    keyless = "the hold-out has no column 'id': its rows are compared by their features alone, not by key"
+    compared = "no gate compared the challenger with the champion or asked for quality; add one with no_worse_than_champion_by"
+    assert sorted(Evidence(chosen, once, challenger, champion).notices()) == sorted([*told, missing, keyless, compared])
+    broken: Once[Any] = Once(lambda: json.loads("{"))
+    nothing = Candidate(2, tmp_path, broken)
+    assert Evidence(replace(chosen, gates=(Gate("auc", at_least=0.5),)), broken, nothing, None).notices() == ()
+    assert nothing.summary().figures == {}
 
 
 def test_there_are_enough_ways() -> None:

@@ -15,9 +15,9 @@ import mlflow
 import pytest
 
 from tests.engines.conftest import MlflowServer, Proxy, Request, free_port
-from tests.engines.registry_fixtures import Place, database, embedded, other_place, place, served
+from tests.engines.registry_fixtures import SPEC_SHA256, Place, database, embedded, other_place, place, served
 from toolkit.core.errors import RegistryError
-from toolkit.core.registry import GATES_TAG, METRICS_TAG, ModelReference, registration_tags
+from toolkit.core.registry import GATES_TAG, METRICS_TAG, SPEC_SHA256_TAG, ModelReference, registration_tags
 from toolkit.engines import mlflow_registry_store
 from toolkit.engines.mlflow_registry import Registry
 from toolkit.engines.mlflow_registry_store import registry_uri_for
@@ -43,7 +43,7 @@ def test_a_version_says_what_it_is(place: Place) -> None:
     assert (version.name, version.version, version.run_id, version.status) == (place.name, 1, run_id, "READY")
     assert version.aliases == ("challenger",) and version.description == "the first"
     assert version.metrics == SPEC["metrics"] and version.gates == gates
-    assert {key: version.tags[key] for key in tags} == tags
+    assert {key: version.tags[key] for key in tags} == tags and version.tags[SPEC_SHA256_TAG] == SPEC_SHA256
     assert abs(version.created_unix_s - time.time()) < 60
     registry = place.registry()
     assert registry.version(place.name, 1) == registry.by_alias(place.name, "challenger") == version
@@ -288,7 +288,7 @@ def test_a_copy_within_the_registry(place: Place) -> None:
         copy = registry.copy_from(place.registry(), version, f"{place.name}_prod", mlflow_experiment="copies")
         assert (copy.version, copy.run_id, copy.aliases) == (1, version.run_id, ("challenger",))
         assert copy.tags == {
-            GATES_TAG: "[]", "toolkit.copied_from.registry": registry.display_uri, "toolkit.copied_from.model": place.name,
+            GATES_TAG: "[]", SPEC_SHA256_TAG: SPEC_SHA256, "toolkit.copied_from.registry": registry.display_uri, "toolkit.copied_from.model": place.name,
             "toolkit.copied_from.version": "1", "toolkit.copied_from.run_id": version.run_id,
         }  # fmt: skip
     folder = registry.download(copy, place.folder / "down")

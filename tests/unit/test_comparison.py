@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from toolkit.core import comparison
-from toolkit.core.comparison import compare
+from toolkit.core.comparison import compare, units_of
 from toolkit.core.figures import Order, Prediction, Rows, figure_of
 from toolkit.core.metrics import KNOWN_METRICS, LARGER_IS_BETTER, SMALLER_IS_BETTER, larger_is_better
 from toolkit.core.model import Task
@@ -141,6 +141,21 @@ def test_rows_of_one_group_are_drawn_together() -> None:
     honest = compare("auc", rows, better, worse, metric_of)
     assert compare("auc", grouped, many[0], many[1], metric_of).bound == pytest.approx(honest.bound, abs=1e-12)
     assert compare("auc", repeated, many[0], many[1], metric_of).bound > honest.bound
+
+
+def test_equal_rows_are_drawn_together() -> None:
+    rows, better, worse = problem("binary", 200, weighted=False)
+    copies = np.tile(np.arange(200), 10)
+    repeated = Rows("binary", rows.label[copies])
+    many = [Prediction(each.values[copies], each.threshold) for each in (better, worse)]
+    units = units_of(repeated, copies.astype(np.uint64))
+    assert (units.num, units.name) == (200, "different rows")
+    honest = compare("auc", rows, better, worse, metric_of)
+    assert compare("auc", repeated, many[0], many[1], metric_of, units).bound == pytest.approx(honest.bound, abs=1e-12)
+    distinct = units_of(rows, np.arange(200, dtype=np.uint64))
+    assert distinct.name == "rows" and compare("auc", rows, better, worse, metric_of, distinct) == honest
+    groups = units_of(Rows("binary", rows.label, unit=np.arange(200) % 20), np.zeros(200, dtype=np.uint64))
+    assert (groups.num, groups.name, groups.are_rows) == (20, "groups", False)
 
 
 def test_a_class_too_rare_to_be_drawn_gives_no_bound() -> None:

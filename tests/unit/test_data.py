@@ -23,10 +23,14 @@ import pytest
 from toolkit.core.data import DataContext, Loaded
 from toolkit.core.errors import DataError
 from toolkit.core.experiment import Dataset, Experiment, Metric
+from toolkit.core.exploration_frame import explore_frame
+from toolkit.core.exploration_labels import Division
 from toolkit.core.model import Custom, XGBoost
+from toolkit.core.overrides import override
 from toolkit.core.space import Float
 from toolkit.engines import data_files
 from toolkit.engines.data_files import RemoteFiles, files_for
+from toolkit.engines.parquet_parts import columns_of
 from toolkit.engines.tables import load_data, read_table
 
 CONTENT = {"a.csv": b"x,y\n1,0\n2,1\n", "b.csv": b"x,y\n3,0\n4,1\n"}
@@ -325,6 +329,65 @@ def test_classes_are_sorted(values: list[Any], classes: tuple[Any, ...], codes: 
     assert data.classes == classes
     assert list(map(type, data.classes or ())) == list(map(type, classes))
     assert data.label.tolist() == codes
+
+
+POSITIVE: list[tuple[list[Any], Any, tuple[Any, ...]]] = [
+    (["ja", "nein"], None, ("ja", "nein")),
+    (["ja", "nein"], "nein", ("ja", "nein")),
+    (["ja", "nein"], "ja", ("nein", "ja")),
+    ([1, 2], 1, (2, 1)),
+    ([1, 2], "1", (2, 1)),
+    ([1.0, 2.0], "1.0", (2, 1)),
+    (["1", "2"], 1, ("2", "1")),
+    (["True", "maybe"], True, ("maybe", "True")),
+    ([False, True], False, (True, False)),
+    ([False, True], "false", (True, False)),
+    ([0, 1], False, (1, 0)),
+    ([0.5, 1.5], "0.5", (1.5, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("values", "positive", "classes"), POSITIVE)
+def test_the_positive_class_is_the_last(
+    values: list[Any], positive: Any, classes: tuple[Any, ...], context: DataContext, tmp_path: Path
+) -> None:
+    table = frame(y=values * 3)
+    made = experiment(lambda: table, positive=positive)
+    data = load_data(made, context)
+    assert (data.classes, list(map(type, data.classes or ()))) == (classes, list(map(type, classes)))
+    assert data.label.tolist() == [classes.index(value) for value in values * 3]
+    # So it is in parts that no process gathers, in an exploration, and in a hold-out table that is read like the first.
+    table.to_parquet(tmp_path / "table.parquet", index=False)
+    assert columns_of([str(tmp_path / "table.parquet")], made).classes == classes
+    explored = explore_frame(table, made.dataset, "binary", lambda groups: Division())
+    assert (explored.groups, explored.positive) == (tuple(map(str, classes)), str(classes[1]))
+    holdout = load_data(experiment(lambda: table, positive=positive, holdout=lambda: table[::-1]), context).test
+    assert holdout is not None and (holdout.classes, holdout.label.tolist()) == (classes, data.label.tolist()[::-1])
+
+
+@pytest.mark.parametrize(
+    ("values", "positive", "names"),
+    [
+        (["ja", "nein"], "Ja", "'ja' or 'nein'"),
+        (["ja", "nein"], True, "'ja' or 'nein'"),
+        ([1, 2], "ja", "1 or 2"),
+        ([1, 2], True, "1 or 2"),
+        ([1, 2], "true", "1 or 2"),
+        ([1, 2], "nan", "1 or 2"),
+    ],
+)
+def test_a_positive_class_that_is_none_is_refused(values: list[Any], positive: Any, names: str, context: DataContext) -> None:
+    match = f"dataset.positive: must be a class of label 'y', got {positive!r}; name {names}"
+    refused(lambda: frame(y=values * 3), match, context, positive=positive)
+
+
+def test_a_positive_class_from_the_command_line(context: DataContext) -> None:
+    made = experiment(lambda: frame())
+    assert [load_data(override(made, [f"dataset.positive={text}"]), context).classes for text in ("0", "false", "none")] == [
+        (1, 0),
+        (1, 0),
+        (0, 1),
+    ]
 
 
 def test_regression_and_ranking_labels(context: DataContext) -> None:

@@ -45,7 +45,10 @@ def line(**changes):
         ({"metric": Metric("rmsle", "minimize")}, "metric: binary:logistic does not report it"),
         ({"metric": (Metric("auc", "maximize"), Metric("auc", "minimize"))}, "metric: the two names must differ, got 'auc'"),
         ({"points_to_evaluate": ({"max_dept": 3},)}, "points_to_evaluate[0]: unknown parameter, got 'max_dept'; did you mean 'max_depth'?"),
-        ({"points_to_evaluate": ({"max_depth": 3}, {"max_depth": 10})}, "points_to_evaluate[1].max_depth must be a whole number from 1 to 9"),
+        (
+            {"points_to_evaluate": ({"max_depth": 3}, {"max_depth": 10})},
+            "points_to_evaluate[1].max_depth must be a whole number from 1 to 9",
+        ),
         ({"split": Split(by="time")}, 'split.by: "time" needs dataset.time'),
         ({"split": Split(by="group")}, 'split.by: "group" needs dataset.group'),
         ({"model": XGBoost(params={"max_depth": 3})}, "space: parameter is set by the model already, got 'max_depth'"),
@@ -56,6 +59,14 @@ def line(**changes):
         ({"gates": (Gate("rmse", at_most=3), Gate("r2", at_least=0.5))}, "metric: unknown for a binary task, got 'r2'"),
         ({"gates": (Gate("auc@5", at_least=0.5),)}, "metric: auc takes no argument, got 'auc@5'"),
         ({"metric": 3}, "Experiment.metric: must be a Metric, got 3"),
+        (
+            {
+                "dataset": Dataset("table.csv", "label", positive="ja"),
+                "model": XGBoost("reg:squarederror"),
+                "metric": Metric("rmse", "minimize"),
+            },
+            "dataset.positive: for binary models, got 'ja' and a regression model; remove it",
+        ),
         (
             {"sweep": {"scheduler": {"kind": "asha", "grace_period": 0}}},
             "Experiment.sweep.scheduler.grace_period: must be at least 1, got 0",
@@ -131,6 +142,7 @@ def test_failure_limit_is_a_fifth_at_least_one():
         ({"sweep": Sweep(scheduler=Median())}, "scheduler"),
         ({"model": XGBoost(params={"eta": 0.1})}, "model.params.eta"),
         ({"dataset": Dataset("table.csv", "other")}, "dataset.label"),
+        ({"dataset": Dataset("table.csv", "label", positive="ja")}, "dataset.positive"),
     ],
 )
 def test_the_fingerprint_shows_what_differs(changes, path):
@@ -141,6 +153,12 @@ def test_the_fingerprint_shows_what_differs(changes, path):
 def test_the_fingerprint_does_not_count_how_the_search_is_run():
     assert build().fingerprint("honest") == build(sweep=Sweep(num_trials=9, concurrency=3, timeout_s=5)).fingerprint("honest")
     assert build().fingerprint("honest") != build().fingerprint("published")
+
+
+def test_the_fingerprint_of_a_study_without_a_positive_class_is_what_it_was():
+    assert "dataset.positive" not in build().fingerprint("honest")
+    one, other = (build(dataset=Dataset("table.csv", "label", positive=value)).fingerprint("honest") for value in (1, "1"))
+    assert one == other
 
 
 def test_the_fingerprint_counts_the_source_of_functions():

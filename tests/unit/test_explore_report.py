@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import html
+import itertools
 import re
 from typing import Any
 
@@ -19,6 +21,7 @@ from toolkit.core.model import XGBoost
 from toolkit.core.space import Float
 from toolkit.reports import explore_plots
 from toolkit.reports.explore_report import MAX_DRAWN, render_exploration
+from toolkit.reports.svg import chart_style, fitted, text_width
 
 SPLIT = SplitFigures(
     "honest protocol: rows at random (seed 0)",
@@ -135,7 +138,12 @@ def test_a_full_report_has_every_part() -> None:
         ("not drawn", ["The split is not drawn.", "Training would refuse this table"], ["No part has a row"]),
         ("classes", ["one-vs-rest", "Classes"], ["Label:"]),
         ("many classes", ["The first 10 of 20 classes", "other classes"], []),
-        ("numbers", ["Label: good", "Absolute Spearman correlation", "share of the rows by good"], ["Classes"]),
+        (
+            "numbers",
+            ["Label: good", "Absolute Spearman correlation", "share of the rows by good", "and the label, good", "the population's"],
+            ["Classes", "positive class"],
+        ),
+        ("binary", ["The positive class is “True”", "their share of “True”", "good counts as 1 where it is “True”"], ["numeric label"]),
         ("one feature", ["alcohol"], ["Strongest pairs", "Few values, and categories"]),
         ("one category", ["country", "Every row has a value"], ["Correlations", "Numbers"]),
         ("no labels for some", ["51 rows have none", "no label"], []),
@@ -167,7 +175,7 @@ def test_user_strings_cannot_break_out() -> None:
     page = page_of("hostile")
     assert not {"script", "b", "u"} & set(page.tags) and "<i>" not in page.html
     assert "<script>alert(1)</script>" in page.text and "\x00" not in page.html
-    assert "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz" not in page.html  # 3,000 characters a value
+    assert "z" * 120 not in page.html  # 3,000 characters a value
 
 
 def test_rendering_is_deterministic() -> None:
@@ -181,8 +189,88 @@ def test_far_apart_values_get_a_logarithmic_axis_and_dates_are_days() -> None:
     sugar, alcohol = found.column("sugar"), found.column("alcohol")
     low, high = min(box.low or 0 for box in sugar.boxes), max(box.high or 0 for box in sugar.boxes)
     assert low > 0 and high / low > 50
-    from toolkit.reports.svg import chart_style
-
     with chart_style():
         far, near = explore_plots.box_plot(sugar, "a"), explore_plots.box_plot(alcohol, "b")
     assert ">100<" in far and ">100<" not in near
+
+
+LONG_NAMES = ["Nordrhein-Westfalen", "Baden-Württemberg", "\N{CJK UNIFIED IDEOGRAPH-65E5}" * 30, "Rückruf gewünscht, " * 5]
+
+
+def tick_labels(svg: str) -> list[tuple[str, float, float]]:
+    """Text, and CSS pixels from the left edge to its start and its end, of what is not turned."""
+    found = []
+    for attributes, escaped in re.findall(r"<text ([^>]*)>([^<]*)</text>", svg):
+        text, at = html.unescape(escaped), re.search(r'(?:x="|translate\()([\d.]+)', attributes)
+        if at and "rotate" not in attributes:
+            before = text_width(text) * (1.0 if "anchor: end" in attributes else 0.5 if "anchor: middle" in attributes else 0.0)
+            found.append((text, float(at[1]) - before, float(at[1]) - before + text_width(text)))
+    return found
+
+
+def test_no_label_is_cut_by_the_edge_and_the_whole_name_is_a_tooltip() -> None:
+    found = explored(table().assign(land=lambda f: [LONG_NAMES[n % 4] for n in f.id]))
+    with chart_style():
+        land, country = (explore_plots.shares_by_group(found.column(name), [0, 1], "a") for name in ("land", "country"))
+    for svg in (land, country):
+        assert all(start >= 0 and end <= explore_plots.SMALL_WIDTH for _, start, end in tick_labels(svg)), tick_labels(svg)
+    texts = [text for text, _, _ in tick_labels(land)]
+    assert "Baden-Württemberg" in texts and "100 %" in [text for text, _, _ in tick_labels(country)]
+    assert f"<title>{LONG_NAMES[2]}</title>" in land and f"<title>{LONG_NAMES[3]}</title>" in land
+    assert "<title>" not in country
+
+
+def test_text_is_cut_at_its_end() -> None:
+    assert fitted("Bayern", 100) == "Bayern"
+    cut = fitted("Rückruf gewünscht", 60)
+    assert cut.startswith("Rück") and cut.endswith("…") and text_width(cut) <= 60
+
+
+def test_the_names_below_boxes_do_not_cover_each_other() -> None:
+    found = explored(table().assign(good=lambda f: 660.12 + 123.4 * f.quality + f.alcohol), "regression", Division(note="none"))
+    with chart_style():
+        svg = explore_plots.box_plot(found.column("sugar"), "a")
+    lanes: dict[str, list[tuple[float, float]]] = {"upper": [], "lower": []}
+    for text, start, end in tick_labels(svg):
+        if re.search("[\u2264>\u2013]", text):
+            lanes["upper"].append((start, end))
+        elif len(text) == 4:
+            lanes["lower"].append((start, end))
+    assert [len(labels) for labels in lanes.values()] == [5, 3]
+    for labels in lanes.values():
+        assert all(end < start for (_, end), (start, _) in itertools.pairwise(labels)), labels
+
+
+def test_long_class_names_are_turned_and_in_a_legend() -> None:
+    found = explored(table().assign(good=lambda f: [LONG_NAMES[n % 4] for n in f.id]), "multiclass")
+    with chart_style():
+        assert "rotate(-60" in explore_plots.box_plot(found.column("sugar"), "a")
+        assert "rotate(-60" not in explore_plots.box_plot(explored(table()).column("sugar"), "a")
+    assert rendered(found).html.count('class="legend"') > page_of("classes").html.count('class="legend"')
+
+
+def test_a_box_keeps_its_groups_colour_where_another_group_has_none() -> None:
+    frame = table().assign(good=lambda f: [list("abc")[n % 3] for n in f.id], half=lambda f: f.alcohol.where(f.id % 3 != 0))
+    with chart_style():
+        svg = explore_plots.box_plot(explored(frame, "multiclass").column("half"), "a")
+    assert "var(--s1)" not in svg and "var(--s2)" in svg and "var(--s3)" in svg
+
+
+def test_many_rare_values_are_a_line_and_no_picture() -> None:
+    frame = table().assign(since=lambda f: [f"{n % 200}.2024" for n in f.id], few=lambda f: [f"{n % 4}." for n in f.id])
+    page = rendered(explored(frame, exclude=("quality", "since", "few")))
+    assert "200 different values in 400 rows, none in more than 5 % of them" in page.text
+    labels = [value for _, name, value in page.attributes if name == "aria-label"]
+    assert "Rows by few" in labels and "Rows by since" not in labels
+
+
+def test_the_columns_table_leaves_out_what_no_column_has() -> None:
+    complete = table().drop(columns=["gaps", "colour"])
+    heads = [re.findall(r"<span>([^<]*)</span></th>", rendered(explored(frame)).html) for frame in (complete, table())]
+    assert "missing" not in heads[0] and heads[1] == ["column", "role", "type", "missing", *heads[0][3:]]
+    assert "std is the population's" in page_of("binary").text
+
+
+def test_strong_pairs_say_what_the_label_is_as_a_number() -> None:
+    page = rendered(explored(table().assign(near=lambda f: f.good + f.alcohol / 9)))
+    assert "Strongest pairs" in page.titles and "and of good as 1 where it is “True”, else 0" in page.text

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
-from toolkit.core import gates
 from toolkit.core.errors import UserError
 from toolkit.core.figures import Prediction, Rows
 from toolkit.core.gates import IMPLICIT, NEVER_OVERRIDDEN, Gate, GateResult, Status, check_overrides, judged, may_promote, overridden
 from toolkit.core.judging import (
     MAX_SLICES,
     Contest,
-    judge_finite,
     judge_gate,
-    judge_protocol,
-    judge_quality_demanded,
-    judge_real_data,
-    judge_signature,
-    judge_unseen,
 )
 from toolkit.core.overrides import problems
 from toolkit.engines.sklearn_evaluation import metric_of
@@ -51,19 +44,6 @@ def contest(challenger: Prediction = GOOD, champion: Prediction | None = BAD, **
         return known[name]
 
     return Contest(Rows("binary", LABEL), challenger, champion, metric_of, column, {"predict_s_per_million_rows": 2.0, "model_mib": 0.5})
-
-
-def spec(**changes: Any) -> Mapping[str, Any]:
-    return {
-        "task": "binary",
-        "label": "y",
-        "classes": [0, 1],
-        "features": [{"name": "a", "type": "number"}, {"name": "b", "type": "category", "categories": ["x"]}],
-        "protocol": "honest",
-        "data": {"kind": "file", "location": "rows.csv"},
-        "split": {"by": "random", "keep_duplicates_together": True},
-        **changes,
-    }
 
 
 # ---- the rule
@@ -184,6 +164,44 @@ def test_without_champion_not_applicable() -> None:
         assert judge_gate(Gate("auc", no_worse_than_champion_by=0.1, by=by), contest(champion=None)).status is Status.NOT_APPLICABLE
 
 
+def few(num: int, unit: npt.NDArray[Any] | None = None, copies: int = 1) -> Contest:
+    """The first rows, each of them so many times."""
+    rows = np.tile(np.arange(num), copies)
+    good, bad = (Prediction(each.values[rows]) for each in (GOOD, BAD))
+    columns = {"region": np.repeat("north", len(rows))}
+    return Contest(Rows("binary", LABEL[rows], unit=unit), good, bad, metric_of, columns.__getitem__, {}, rows.astype(np.uint64))
+
+
+@pytest.mark.parametrize(
+    ("contest", "min_rows", "reason"),
+    [
+        (few(99), 100, "too few rows to tell: 99, at least 100"),
+        (few(50, copies=20), 100, "too few different rows to tell: 50, at least 100"),
+        (few(9, copies=20), 1, "too few different rows to tell: 9, at least 10"),
+        (few(9), 1, "too few rows to tell: 9, at least 10"),
+        (few(1_000, np.zeros(1_000, dtype=np.int64)), 100, "too few groups to tell: 1, at least 10"),
+        (few(1_000, np.arange(1_000) % 9), 100, "too few groups to tell: 9, at least 10"),
+        (few(90, np.arange(90)), 100, "too few rows to tell: 90, at least 100"),
+    ],
+)
+def test_few_rows_cannot_tell_two_models_apart(contest: Contest, min_rows: int, reason: str) -> None:
+    for by in (None, "region"):
+        result = judge_gate(Gate("logloss", no_worse_than_champion_by=9, min_rows=min_rows, by=by), contest)
+        assert (result.status, result.reason) == (Status.FAILED, reason)
+    assert judge_gate(Gate("logloss", at_most=9, min_rows=min_rows), contest).status is Status.PASSED
+
+
+def test_enough_rows_can() -> None:
+    for enough in (few(100), few(100, copies=3), few(1_000, np.arange(1_000) % 10)):
+        assert judge_gate(Gate("logloss", no_worse_than_champion_by=9), enough).status is Status.PASSED
+
+
+def test_copies_of_rows_say_nothing_more() -> None:
+    gate = Gate("logloss", no_worse_than_champion_by=0.0)
+    once, often = judge_gate(gate, few(400)), judge_gate(gate, few(400, copies=25))
+    assert once.bound == pytest.approx(often.bound, abs=1e-12) and "400 different rows" in often.reason
+
+
 # ---- slices
 
 
@@ -212,6 +230,11 @@ def test_missing_values_are_a_slice() -> None:
     column = np.where(REGION == "north", None, REGION)
     result = judge_gate(Gate("auc", at_least=0.5, by="region"), contest(region=column))
     assert {each.value for each in result.slices} == {"missing", "south", "west"}
+
+
+def test_a_column_of_slices_that_is_missing_throughout() -> None:
+    result = judge_gate(Gate("auc", at_least=0.5, by="region"), contest(region=np.full(NUM, None)))
+    assert (result.status, result.reason) == (Status.FAILED, "column 'region' is missing in every row of the hold-out")
 
 
 def test_no_slice_large_enough_is_a_failure() -> None:
@@ -250,91 +273,6 @@ def test_the_reason_of_a_gate_that_raised_holds_no_secret() -> None:
     result = judged("auc_at_least", fail)
     assert result.reason.startswith("could not be judged: RuntimeError: no answer from https://***@host/path")
     assert "geheim" not in result.reason and "\n" not in result.reason
-
-
-# ---- gates that every promotion has
-
-
-def test_protocol() -> None:
-    assert judge_protocol(spec()).status is Status.PASSED
-    assert judge_protocol(spec(protocol="published")).status is Status.FAILED
-
-
-@pytest.mark.parametrize(
-    ("kind", "holdout_kind", "status"),
-    [
-        ("file", "file", Status.PASSED),
-        ("file", None, Status.PASSED),
-        ("fallback_sample", "file", Status.FAILED),
-        ("file", "fallback_sample", Status.FAILED),
-    ],
-)
-def test_real_data(kind: str, holdout_kind: str | None, status: Status) -> None:
-    assert judge_real_data(spec(data={"kind": kind, "location": "somewhere"}), holdout_kind).status is status
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"task": "multiclass"}, "task 'multiclass', the champion's is 'binary'"),
-        ({"label": "z"}, "label 'z', the champion's is 'y'"),
-        ({"classes": [0, 1, 2]}, "classes [0, 1, 2], the champion's is [0, 1]"),
-        ({"features": [*spec()["features"], {"name": "c", "type": "number"}]}, "it needs 'c', which the champion does not"),
-        ({"features": [{"name": "b", "type": "number"}]}, "'b' is a number, for the champion a category"),
-    ],
-)
-def test_another_signature_is_refused(changes: dict[str, Any], reason: str) -> None:
-    result = judge_signature(spec(**changes), spec())
-    assert result.status is Status.FAILED and reason in result.reason
-
-
-def test_fewer_features_in_another_order_and_other_categories_are_compatible() -> None:
-    fewer = spec(features=[{"name": "b", "type": "category", "categories": ["x", "y"]}])
-    assert judge_signature(fewer, spec()).status is Status.PASSED
-    assert judge_signature(spec(), None).status is Status.NOT_APPLICABLE
-
-
-RANDOM_SPLIT = {"by": "random", "keep_duplicates_together": True}
-LOOSE_SPLIT = {"by": "random", "keep_duplicates_together": False}
-TIME_SPLIT = {"by": "time", "keep_duplicates_together": True}
-
-
-@pytest.mark.parametrize(
-    ("split", "protocol", "common_keys", "common_rows", "status"),
-    [
-        (RANDOM_SPLIT, "honest", 0, 0, Status.PASSED),
-        (RANDOM_SPLIT, "honest", None, 0, Status.PASSED),
-        (RANDOM_SPLIT, "honest", 1, 0, Status.FAILED),
-        (RANDOM_SPLIT, "honest", 0, 1, Status.FAILED),
-        (RANDOM_SPLIT, "honest", None, 1, Status.FAILED),
-        (LOOSE_SPLIT, "honest", 0, 9, Status.PASSED),
-        (LOOSE_SPLIT, "honest", None, 9, Status.FAILED),
-        (TIME_SPLIT, "honest", 0, 9, Status.PASSED),
-        (TIME_SPLIT, "honest", 2, 9, Status.FAILED),
-        (RANDOM_SPLIT, "published", 0, 9, Status.PASSED),
-        (RANDOM_SPLIT, "published", 3, 9, Status.FAILED),
-    ],
-)
-def test_rows_that_a_model_has_seen(
-    split: dict[str, Any], protocol: str, common_keys: int | None, common_rows: int, status: Status
-) -> None:
-    for name in (gates.HOLDOUT_UNSEEN_BY_CHALLENGER, gates.HOLDOUT_UNSEEN_BY_CHAMPION):
-        result = judge_unseen(name, spec(split=split, protocol=protocol), 100, common_keys, common_rows)
-        assert (result.name, result.status) == (name, status)
-
-
-def test_finite() -> None:
-    assert judge_finite({"auc": 0.8, "rmse": 1.0}).status is Status.PASSED
-    assert judge_finite({"auc": math.nan, "rmse": math.inf}).reason == "no value: auc, rmse"
-    assert judge_finite({}).status is Status.FAILED
-
-
-def test_a_first_champion_needs_a_gate_of_its_own() -> None:
-    relative = Gate("auc", no_worse_than_champion_by=0.1)
-    for only in ([], [relative], [relative, Gate("model_mib", at_most=3)], [Gate("auc", at_most=0.99)]):
-        assert judge_quality_demanded(only, has_champion=False).status is Status.FAILED
-    assert judge_quality_demanded([relative, Gate("auc", at_least=0.5)], has_champion=False).status is Status.PASSED
-    assert judge_quality_demanded([relative], has_champion=True).status is Status.NOT_APPLICABLE
 
 
 # ---- the verdict, and overriding it

@@ -83,6 +83,61 @@ def test_the_floor_is_what_no_feature_reaches() -> None:
     assert look(table(values)).label.floor == float(f"{values.std():.3g}")
 
 
+MOSTLY = [place % 5 == 0 for place in range(N)]  # a fifth
+
+POSITIVE: list[tuple[Any, Any, Any, str, bool]] = [
+    ("nein", "ja", "ja", "it says yes", True),
+    ("ja", "nein", "ja", "it says yes", True),
+    ("N", "Y", "Y", "it says yes", True),
+    ("stayed", "churned", "churned", "it says yes", True),
+    ("0", "1", "1", "it says yes", True),
+    (-1, 1, 1, "it says yes", True),
+    (1, -1, 1, "it says yes", True),
+    (2, 1, 1, "the rarer of the two", True),
+    (1, 2, 2, "the rarer of the two", True),
+    ("good", "bad", "bad", "the rarer of the two", True),
+    ("yes", "true", "true", "the rarer of the two", True),
+    (Decimal(2), Decimal(1), 1, "the rarer of the two", True),
+    (1, 0, 1, "the second of the two", False),
+    (True, False, True, "the second of the two", False),
+]
+
+
+@pytest.mark.parametrize(("often", "seldom", "positive", "reason", "is_named"), POSITIVE)
+def test_the_positive_class(often: Any, seldom: Any, positive: Any, reason: str, is_named: bool) -> None:
+    found = look(table([seldom if is_seldom else often for is_seldom in MOSTLY]))
+    label = found.label
+    assert (label.positive, label.positive_reason, label.is_positive_named) == (positive, reason, is_named)
+    assert label.positive_share == (0.2 if positive == seldom else 0.8)
+    text = experiment_text("a", "a.py", Origin("a.csv", False, False, N, "CSV."), found, 0)
+    (made,) = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Dataset"]
+    written = [ast.literal_eval(keyword.value) for keyword in made.keywords if keyword.arg == "positive"]
+    assert written == ([positive] if is_named else [])
+    negative = "1" if positive == 2 else None
+    assert negative is None or f"(fp: {negative} taken for 2) and a miss (fn: 2 taken for {negative})" in " ".join(
+        text.split("\n        # ")
+    )
+
+
+def test_of_two_that_are_equally_frequent_the_second_in_order_is_positive() -> None:
+    label = look(table(repeated("b", "a"))).label
+    assert (label.positive, label.positive_reason) == ("b", "the second in order, of two that are equally frequent")
+
+
+def test_rare_is_what_is_looked_for() -> None:
+    label = look(table(["a" if rare else "b" for rare in RARE])).label
+    assert (label.positive, label.metric, label.floor) == ("a", "aucpr", 0.02)
+    label = look(table(["nein" if rare else "ja" for rare in RARE])).label
+    assert (label.positive, label.metric, label.floor) == ("ja", "auc", 0.5)
+
+
+def test_codes_of_several_lengths_are_left_out_and_those_of_one_are_as_their_text_says() -> None:
+    frame = table(BALANCED, plz=repeated("01067", "04109", "50667"), nr=repeated(1, 12, 107))
+    found = infer(frame, frame["y"], key=None, padded={"plz": 5, "nr": None})
+    assert {column.name: column.role for column in found.columns} == {"x": "number", "plz": "category", "nr": "excluded"}
+    assert dict(found.padded) == {"plz": 5}
+
+
 def test_missing_and_infinite_labels_are_counted_and_do_not_count() -> None:
     values = np.array(BALANCED, dtype=float)
     values[:7], values[7:10] = np.nan, np.inf

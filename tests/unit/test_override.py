@@ -106,6 +106,18 @@ def test_what_can_be_set(experiment, setting, found):
         ("model.kind=custom", "model.kind: must be 'xgboost', got 'custom'"),
         ("num_trials", "an override is PATH=VALUE, got 'num_trials'; for example sweep.num_trials=200"),
         ("sweep..seed=3", "an override is PATH=VALUE, got 'sweep..seed=3'; for example sweep.num_trials=200"),
+        ("]sweep.seed=3", "an override is PATH=VALUE, got ']sweep.seed=3'; for example sweep.num_trials=200"),
+        ("[sweep].seed=3", "an override is PATH=VALUE, got '[sweep].seed=3'; for example sweep.num_trials=200"),
+        ("sweep]seed=3", "an override is PATH=VALUE, got 'sweep]seed=3'; for example sweep.num_trials=200"),
+        ("sw]eep.seed=3", "an override is PATH=VALUE, got 'sw]eep.seed=3'; for example sweep.num_trials=200"),
+        (
+            "points_to_evaluate[0.max_depth=3",
+            "an override is PATH=VALUE, got 'points_to_evaluate[0.max_depth=3'; for example sweep.num_trials=200",
+        ),
+        (
+            "points_to_evaluate[[0]].max_depth=3",
+            "an override is PATH=VALUE, got 'points_to_evaluate[[0]].max_depth=3'; for example sweep.num_trials=200",
+        ),
     ],
 )
 def test_what_is_refused(experiment, setting, text):

@@ -102,6 +102,22 @@ def test_a_page_without_holdout_or_model() -> None:
     assert "Both on the same rows" not in page and "There is no champion yet." in page
 
 
+def test_the_first_promotion_speaks_of_the_challenger_alone() -> None:
+    first = render_promotion(result(PASSED, FAILED, champion=None))
+    later = render_promotion(result(PASSED, FAILED))
+    assert "rows that the challenger has not seen" in first and "The challenger on the hold-out" in first
+    assert "rows that neither has seen" in later and "Both on the same rows" in later
+    for text in ("neither", "Both on the same rows", '<th scope="col" class="number">champion</th>', "95 % bound", "The champion"):
+        assert text not in first, text
+        assert text in later, text
+
+
+def test_on_a_phone_each_figure_stands_beside_its_name() -> None:
+    page = render_promotion(result(PASSED))
+    for name, figure in (("asks for", "at least 0.8"), ("challenger", "0.8500"), ("the challenger is", "0.01 better")):
+        assert f'data-name="{name}">{figure}</td>' in page
+
+
 def test_what_is_written_down_is_strict_json() -> None:
     whole = result(PASSED, FAILED, NO_FIGURE)
     decided = json.loads(json.dumps(decision(whole), allow_nan=False))

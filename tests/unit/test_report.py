@@ -177,6 +177,14 @@ def test_each_case_shows_what_it_has(case: str, present: list[str], absent: list
     assert not set(absent) & set(titles)
 
 
+def test_the_positive_class_has_its_name() -> None:
+    evaluation = dataclasses.replace(samples.binary_evaluation(), classes=("nein", "ja"))
+    text = Page(render_sweep(samples.sweep_result(samples.records(2), evaluation=evaluation))).text
+    for expected in ("rows of “ja” are found", "the share of “ja”, ", "calling a row “ja” above"):
+        assert expected in text, expected
+    assert "positives" not in text
+
+
 def test_importances_appear_only_where_the_caller_has_some() -> None:
     assert "Parameter importances" not in render_sweep(samples.sweep_result(samples.records(8)))
 

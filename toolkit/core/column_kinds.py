@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -107,4 +108,5 @@ def as_numbers(column: pd.Series[Any], how: TextNumbers) -> pd.Series[Any]:
 def plain(value: Any) -> Any:
     """A Python scalar; whole floats as integers, as the classes of an experiment are."""
     value = value.item() if isinstance(value, np.generic) else value
+    value = float(value) if isinstance(value, Decimal) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value

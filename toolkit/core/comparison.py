@@ -1,7 +1,7 @@
 """Is the challenger worse than the champion? A paired bootstrap on the rows that both have predicted.
 
-What is drawn again are units: rows, or the queries of a ranking, or the groups that the split keeps together, for rows of one group are
-not independent. The seed is fixed: judging twice gives the same bound.
+What is drawn again are units: rows (equal ones together: copies would otherwise narrow the bound), or the queries of a ranking, or the
+groups that the split keeps together, for rows of one group are not independent. The seed is fixed: judging twice gives the same bound.
 
 - Up to EXACT_ROWS, the figure of every draw is computed exactly.
 - Beyond, the units are dealt at random into NUM_BLOCKS blocks, whose sums are drawn; a figure of the order, such as the area
@@ -15,11 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from toolkit.core.figures import Codes, Doubles, MetricOf, Order, Prediction, Rows, Sums, figure_of
 from toolkit.core.metrics import larger_is_better
+from toolkit.core.row_hashes import Hashes
 
 EXACT_ROWS = 20_000
 NUM_DRAWS = 2_000
@@ -28,6 +31,37 @@ CONFIDENCE = 0.95
 SEED = 20_261
 
 DRAWS_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is drawn. `codes`: (n,) 0 … u-1; `are_rows`: rather than groups of different rows; `name` in the plural."""
+
+    codes: Codes
+    num: int
+    are_rows: bool
+    name: str
+
+
+def units_of(rows: Rows, row_hashes: Hashes | None = None) -> Units:
+    """Args:
+    row_hashes: (n,) of the features; None where all rows are known to differ.
+    """
+    if rows.task == "ranking":
+        return _coded(rows.queries[1], False, "queries")
+    if rows.unit is not None:
+        return _coded(rows.unit, False, "groups")
+    num_rows = len(rows.label)
+    if row_hashes is not None:
+        in_order = np.sort(row_hashes)  # a tenth of the time that the codes take
+        if (in_order[1:] == in_order[:-1]).any():
+            return _coded(row_hashes, True, "different rows")
+    return Units(np.arange(num_rows), num_rows, True, "rows")
+
+
+def _coded(values: npt.NDArray[Any], are_rows: bool, name: str) -> Units:
+    distinct, codes = np.unique(values, return_inverse=True)
+    return Units(codes.astype(np.int64), len(distinct), are_rows, name)
 
 
 @dataclass(frozen=True)
@@ -43,27 +77,30 @@ class Comparison:
     method: str
 
 
-def compare(metric: str, rows: Rows, challenger: Prediction, champion: Prediction, metric_of: MetricOf) -> Comparison:
-    """The difference of a metric, and how bad it may really be.
+def compare(
+    metric: str, rows: Rows, challenger: Prediction, champion: Prediction, metric_of: MetricOf, units: Units | None = None
+) -> Comparison:
+    """The difference of a metric, and how bad it may really be. On few units the bound is too narrow: that is for the caller to refuse.
 
     Args:
         metric_of: asked for the figure of each query of a ranking.
+        units: default: those of `rows`, none of them equal.
 
     Raises:
         ValueError: the metric is none of the task's, or a prediction is not finite.
     """
     if not all(np.isfinite(prediction.values).all() for prediction in (challenger, champion)):
         raise ValueError("predictions must be finite")
-    unit, what = _units(rows)
-    num_units = int(unit.max()) + 1
-    method = f"{NUM_DRAWS:,} draws of {num_units:,} {what}"
+    units = units or units_of(rows)
+    unit, num_units = units.codes, units.num
+    method = f"{NUM_DRAWS:,} draws of {num_units:,} {units.name}"
     pair = [figure_of(metric, rows, prediction, metric_of) for prediction in (challenger, champion)]
     orders = [figure for figure in pair if isinstance(figure, Order)]
     if orders and len(rows.label) <= EXACT_ROWS:
         whole, drawn = _draw_orders(orders, rows.weights, unit, num_units)
     else:
         if num_units > EXACT_ROWS:
-            method = f"{NUM_DRAWS:,} draws of {NUM_BLOCKS:,} random blocks of the {num_units:,} {what}"
+            method = f"{NUM_DRAWS:,} draws of {NUM_BLOCKS:,} random blocks of the {num_units:,} {units.name}"
             unit, num_units = np.random.default_rng(SEED).permutation(num_units)[unit] % NUM_BLOCKS, NUM_BLOCKS
         sums = [figure.linear() if isinstance(figure, Order) else figure for figure in pair]
         whole, drawn = _draw_sums(sums, unit, num_units)
@@ -72,15 +109,6 @@ def compare(metric: str, rows: Rows, challenger: Prediction, champion: Predictio
     differences[np.isnan(differences)] = -math.inf  # a draw without a figure must not speak for the challenger
     bound = float(np.quantile(differences, 1 - CONFIDENCE, method="lower"))
     return Comparison(sign * (whole[0] - whole[1]), bound, method)
-
-
-def _units(rows: Rows) -> tuple[Codes, str]:
-    """(n,) codes 0 … u-1 of what is drawn, and its name."""
-    if rows.task == "ranking":
-        return rows.queries[1], "queries"
-    if rows.unit is not None:
-        return np.unique(rows.unit, return_inverse=True)[1].astype(np.int64), "groups"
-    return np.arange(len(rows.label)), "rows"
 
 
 def _draws(num_units: int) -> Iterator[Doubles]:

@@ -72,7 +72,7 @@ class LoadedData:
     Attributes:
         features: (n, d).
         label: (n,) float32; classes as 0 … k-1 in the order of `classes`.
-        classes: the label's values, sorted; None for regression and ranking.
+        classes: the label's values, sorted, the positive one last; None for regression and ranking.
         weight, group, time: (n,) or None. `group` is an integer code.
         keys: (n,) values of `dataset.key`, or None.
         categories: the values of each categorical feature, sorted.

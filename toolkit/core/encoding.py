@@ -50,7 +50,8 @@ def encode(frame: pd.DataFrame, kind: str, location: str, dataset: Dataset, task
     refuse_names([name for name in names if name not in frame.columns], f"data: {where} lacks features of the training table")
     refuse_names([name for name in dataset.categorical if name not in names], f"dataset.categorical: no such feature in {where}")
     _check_key(frame, dataset.key)
-    label, classes = _label(frame[dataset.label], task, like.classes if like else None, constant_is_wrong=like is None)
+    known_classes = like.classes if like else None
+    label, classes = _label(frame[dataset.label], task, known_classes, dataset.positive, constant_is_wrong=like is None)
     known = {name: categories_of(frame[name]) for name in dataset.categorical} if like is None else like.categories
     features = encode_features(frame, {name: known.get(name) for name in names})
     weight = _weight(frame[dataset.weight]) if dataset.weight else None
@@ -206,7 +207,7 @@ def _shown(value: Any) -> str:
 
 
 def _label(
-    column: pd.Series[Any], task: Task, classes: tuple[Any, ...] | None, *, constant_is_wrong: bool
+    column: pd.Series[Any], task: Task, classes: tuple[Any, ...] | None, positive: Any, *, constant_is_wrong: bool
 ) -> tuple[Floats, tuple[Any, ...] | None]:
     what = f"label {column.name!r}"
     _refuse_missing(column, what)
@@ -217,7 +218,7 @@ def _label(
             next_step="check dataset.label",
         )
     if task in ("binary", "multiclass"):
-        return encode_classes(column, what, task, classes)
+        return encode_classes(column, what, task, classes, positive)
     values = numbers_of(column, what, "use a classification objective, or turn it into numbers").astype(np.float32)
     if not np.isfinite(values).all():
         row = int((~np.isfinite(values)).argmax())
@@ -227,19 +228,26 @@ def _label(
     return values + np.float32(0.0), None
 
 
-def classes_of(values: pd.Series[Any], task: Task) -> tuple[Any, ...]:
-    """The classes of a label from its values, sorted.
+def classes_of(values: pd.Series[Any], task: Task, positive: Any = None) -> tuple[Any, ...]:
+    """The classes of a label from its values, sorted, but for the positive one, which is the last.
 
     Raises:
-        DataError: fewer than two, or values that are no classes of this task.
+        DataError: fewer than two, values that are no classes of this task, or `positive` is none of them.
     """
     if len(values) < 2:
         got = _shown(plain(values.iloc[0])) if len(values) else "none"
         raise DataError(f"label {values.name!r}: needs at least two values", got=got, next_step="check dataset.label")
-    return encode_classes(values, f"label {values.name!r}", task, None)[1]
+    return encode_classes(values, f"label {values.name!r}", task, None, positive)[1]
 
 
-def encode_classes(column: pd.Series[Any], what: str, task: Task, classes: tuple[Any, ...] | None) -> tuple[Floats, tuple[Any, ...]]:
+def encode_classes(
+    column: pd.Series[Any], what: str, task: Task, classes: tuple[Any, ...] | None, positive: Any = None
+) -> tuple[Floats, tuple[Any, ...]]:
+    """(n,) places among the classes, and these: `classes` where they are known, else in the order of `classes_of`.
+
+    Raises:
+        DataError: as `classes_of`; a value that is none of `classes`.
+    """
     values = [plain(value) for value in column.unique()]
     if not all(isinstance(value, str | bool | int | float) for value in values) or len({isinstance(v, str) for v in values}) > 1:
         raise DataError(
@@ -267,11 +275,35 @@ def encode_classes(column: pd.Series[Any], what: str, task: Task, classes: tuple
             got=", ".join(_shown(value) for value in found if value not in classes),
             next_step=f"known: {', '.join(map(_shown, classes))}",
         )
-    known = found if classes is None else classes
+    known = _ordered(found, what, positive) if classes is None else classes
     codes = {value: code for code, value in enumerate(known)}
     distinct, inverse = column.unique(), pd.factorize(column)[0]
     encoded = np.array([codes[plain(value)] for value in distinct], dtype=np.float32)
     return encoded[inverse], known
+
+
+def _ordered(found: tuple[Any, ...], what: str, positive: Any) -> tuple[Any, ...]:
+    """The positive class last: it is class 1 for whatever comes after."""
+    if positive is None:
+        return found
+    at = next((place for place, value in enumerate(found) if _is_class(value, positive, found)), None)
+    if at is None:
+        names = " or ".join(map(_shown, found))
+        raise DataError(f"dataset.positive: must be a class of {what}", got=repr(positive), next_step=f"name {names}")
+    return (*found[:at], *found[at + 1 :], found[at])
+
+
+def _is_class(value: Any, named: Any, classes: tuple[Any, ...]) -> bool:
+    """Whether `named` is the class `value`: a command line or a file may type it otherwise than the label does, "1" for 1, 1 for "1"."""
+    if isinstance(value, str):
+        return value == str(plain(named))
+    if isinstance(named, str):
+        words = {"false": False, "true": True} if set(classes) <= {0, 1} else {}
+        try:
+            named = words[named.lower()] if named.lower() in words else float(named)
+        except ValueError:
+            return False
+    return bool(value == named) and not (isinstance(named, bool) and not set(classes) <= {0, 1})
 
 
 def plain(value: Any) -> Any:

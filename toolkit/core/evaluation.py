@@ -30,7 +30,8 @@ class Threshold:
 class Evaluation:
     """Attributes:
     label: (n,) true values; classes as 0 … k-1.
-    prediction: (n,) probability of the second class (binary), value (regression) or score (ranking); (n, k) probabilities (multiclass).
+    prediction: (n,) probability of the second class, which is the positive one (binary), value (regression) or score (ranking); (n, k)
+        probabilities (multiclass).
     metrics: every test figure by name; the experiment's metrics among them under their own names.
     validation_metrics: the same of validation rows, of the model before it was fitted on them too; empty where there are none.
     fitted_metrics: the same of the rows that the model was fitted on: how far it has learnt them by heart.
@@ -50,3 +51,8 @@ class Evaluation:
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
     fitted_metrics: Mapping[str, float] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
+
+    @property
+    def positive(self) -> str | None:
+        """The class of a binary label that is looked for."""
+        return str(self.classes[1]) if self.task == "binary" and self.classes is not None else None

@@ -37,6 +37,8 @@ class Dataset:
         load: a path (CSV, Parquet, Delta), a `catalog.schema.table`, or a function of no argument or of one `DataContext` that
             returns one of these, a pandas frame, an Arrow table or a Spark DataFrame.
         label: column to predict. Binary and multiclass: any two or more values; regression: numbers.
+        positive: of a binary label, the class that is looked for: probability, threshold, precision and recall are of it. None: the last in
+            order: 1 of 0 and 1, but "nein" of "ja" and "nein".
         key: column that identifies a row; never a feature. The rows of a Spark or Delta table, which have no order, are sorted by it;
             without one by all columns.
         exclude: columns that are explored but never features (here: what the label was made from).
@@ -57,6 +59,7 @@ class Dataset:
     group: str | None = None
     weight: str | None = None
     holdout: str | Callable[..., Any] | None = None
+    positive: str | bool | int | float | None = None
 
     @property
     def not_features(self) -> frozenset[str]:
@@ -276,6 +279,12 @@ class Experiment:
             raise ExperimentError(
                 "dataset.categorical: features only", got=", ".join(map(repr, sorted(both))), next_step="name it in one place"
             )
+        if self.dataset.positive is not None and self.model.task != "binary":
+            raise ExperimentError(
+                "dataset.positive: for binary models",
+                got=f"{self.dataset.positive!r} and a {self.model.task} model",
+                next_step="remove it",
+            )
         if self.calibration and self.model.task != "binary":
             raise ExperimentError("calibration: for binary models", got=f"a {self.model.task} model", next_step="remove it")
         if self.baseline is not None and self.baseline.task != self.model.task:
@@ -331,7 +340,9 @@ class Experiment:
             "report_every": self.sweep.report_every if self.sweep.scheduler else None,
             "seed": self.sweep.seed,
             "dataset": {"label": self.dataset.label, "not_features": sorted(self.dataset.not_features)}
-            | ({"categorical": sorted(self.dataset.categorical)} if self.dataset.categorical else {}),
+            | ({"categorical": sorted(self.dataset.categorical)} if self.dataset.categorical else {})
+            # As text: `--set` types it as it likes.
+            | ({} if self.dataset.positive is None else {"positive": str(self.dataset.positive)}),
         }
         flat: dict[str, str] = {}
         for name, value in parts.items():

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from toolkit.core.column_kinds import TextNumbers
-from toolkit.core.inference import Column, Inference, Label
+from toolkit.core.inference import Column, Inference
+from toolkit.core.inferred_label import Label
 
 WIDTH = 88
 MANY_ROWS = 100_000
@@ -44,6 +45,7 @@ def experiment_text(name: str, file_name: str, origin: Origin, found: Inference,
         f'"""Experiment {name}. Written by `toolkit new`; now it is yours: read it, change it.',
         "",
         f"Look at the data with `toolkit explore ./{file_name}`,",
+        f"fit something to compare with by `toolkit train ./{file_name} --baseline`,",
         f"search for the best model with `toolkit sweep ./{file_name}`.",
         '"""',
         "",
@@ -106,6 +108,7 @@ def _dataset(origin: Origin, found: Inference, has_load: bool) -> list[str]:
     renamed = {name: found.renamed.get(name, name) for name in found.names("category")}
     lines = ["        dataset=Dataset(", f"            load={load},"]
     lines += [*_comment(12, _about_label(found.label)), f"            label={quoted(found.label.name)},"]
+    lines += _positive(found.label)
     if found.key is not None:
         lines += [*_comment(12, f"Identifies a row ({found.key_reason}); never a feature."), f"            key={quoted(found.key)},"]
     if renamed:
@@ -123,10 +126,9 @@ def _dataset(origin: Origin, found: Inference, has_load: bool) -> list[str]:
 
 def _about_label(label: Label) -> str:
     text = f"A {label.task} task: {label.reason}."
-    if label.task == "binary" and label.classes is not None:
-        (low, _), (high, num) = label.classes.items()
-        share = num / sum(label.classes.values())
-        text += f" The positive class is the second in order: {_value(high)} ({share:.2g} of the rows), not {_value(low)}."
+    if label.classes is not None and label.task == "binary" and not label.is_positive_named:
+        share = f"{label.positive_share:.2g} of the rows"
+        text += f" The positive class is {_value(label.positive)} ({share}); positive={_negative(label)!r} makes it the other one."
     rare = [value for value, num in (label.classes or {}).items() if num < 10]
     if rare:
         some = ", ".join(map(_value, rare[:5])) + (", …" if len(rare) > 5 else "")
@@ -136,6 +138,19 @@ def _about_label(label: Label) -> str:
     elif label.alternative == "multiclass":
         text += ' If they are classes: objective="multi:softprob", Metric("mlogloss", "minimize") and gates for mlogloss.'
     return text
+
+
+def _positive(label: Label) -> list[str]:
+    if not label.is_positive_named:
+        return []
+    about = f"The class that is looked for: {_value(label.positive)}, {label.positive_share:.2g} of the rows ({label.positive_reason})."
+    about += f" Probability, recall and costs are of it; change it if you look for {_value(_negative(label))}."
+    literal = quoted(label.positive) if isinstance(label.positive, str) else repr(label.positive)
+    return [*_comment(12, about), f"            positive={literal},"]
+
+
+def _negative(label: Label) -> object:
+    return next(iter(label.classes or ()))
 
 
 def _exclude(columns: Sequence[Column]) -> list[str]:
@@ -196,13 +211,16 @@ def _judgement(label: Label, num_rows: int) -> list[str]:
     }[label.metric]
     lines = []
     if label.metric == "aucpr":
-        lines += _comment(8, f"Positives are rare ({label.floor:.2g}): auc would look good on the negatives alone.")
+        about = f"Positives ({_value(label.positive)}) are rare ({label.floor:.2g}): auc would look good on the negatives alone."
+        lines += _comment(8, about)
     lines += [
         f"        metric=Metric({quoted(label.metric)}, {quoted(label.direction)}),",
         f"        sweep=Sweep(num_trials=50, seed=0{scheduler}),",
     ]
     if label.task == "binary":
-        lines += _comment(8, "What a false alarm and a miss cost: they choose the threshold.")
+        high, low = _value(label.positive), _value(_negative(label))
+        about = f"What a false alarm (fp: {low} taken for {high}) and a miss (fn: {high} taken for {low}) cost: they choose the threshold."
+        lines += _comment(8, about)
         lines += ["        costs=Costs(fp=1, fn=1),"]
     about = f"What a model must reach on the test part to be promoted. {label.floor:g} {floor}: put in what the model's use needs."
     return [
@@ -222,6 +240,10 @@ def _repairs(found: Inference) -> list[str]:
     lines: list[str] = []
     for how in found.text_numbers:
         lines += _number_lines(how)
+    for name, width in found.padded.items():
+        lines += _comment(4, f"Codes of {width} digits, zeros first: read from CSV they are numbers without these.")
+        column = f"table[{quoted(name)}]"
+        lines += [f'    text = {column}.astype("string").str.removesuffix(".0")', f"    {column} = text.str.zfill({width})"]
     if found.infinite:
         names = ", ".join(map(quoted, found.infinite))
         lines += _comment(4, f"Infinite values (in {names}) count as missing.")

@@ -175,7 +175,8 @@ class Exploration:
     """Attributes:
     engine: `pandas`: exact numbers; `spark`: counts of all rows, from which some numbers are approximated: `approximate` says which.
     memory_bytes: of the table where it was read: pandas' own, or Arrow's.
-    groups: names of the k label groups; `group_counts`: rows of each; `num_unlabelled`: rows without a label, which are in none.
+    groups: names of the k label groups, the positive class last; `group_counts`: rows of each; `num_unlabelled`: rows without a label,
+        which are in none.
     split: None where it was not drawn; `split_note` says why.
     suspects: of leakage; `remarks`: what else should be mended or known.
     """
@@ -203,6 +204,11 @@ class Exploration:
         return len(self.columns)
 
     @property
+    def positive(self) -> str | None:
+        """The class of a binary label that is looked for."""
+        return self.groups[1] if self.task == "binary" else None
+
+    @property
     def features(self) -> tuple[Column, ...]:
         return tuple(column for column in self.columns if column.role == "feature")
 
@@ -217,4 +223,4 @@ class Exploration:
 
     def as_json(self) -> dict[str, Any]:
         predictors = [{"name": c.name, "measure": c.measure, "strength": c.strength} for c in self.predictors]
-        return {**dataclasses.asdict(self), "num_columns": self.num_columns, "predictors": predictors}
+        return {**dataclasses.asdict(self), "positive": self.positive, "num_columns": self.num_columns, "predictors": predictors}

@@ -65,7 +65,7 @@ def explore_frame(frame: pd.DataFrame, dataset: Dataset, task: Task, divide: Cal
             needs.
     """
     check_table([str(name) for name in frame.columns], len(frame), dataset)
-    label = _label(frame[dataset.label], task)
+    label = _label(frame[dataset.label], task, dataset.positive)
     division = divide(label.groups)
     values = {str(name): _values_of(frame[name], name in dataset.categorical, name == dataset.time) for name in frame.columns}
     halves = np.random.default_rng(_SEED).integers(0, 2, len(frame))
@@ -222,13 +222,13 @@ def levels_of(found: Partial, low: Doubles, high: Doubles, names: tuple[str, ...
 # ---- the label
 
 
-def _label(column: pd.Series[Any], task: Task) -> _Label:
+def _label(column: pd.Series[Any], task: Task, positive: Any) -> _Label:
     name, is_there = str(column.name), column.notna().to_numpy()
     present = column[is_there]
     numbers = np.full(len(column), np.nan)
     if task in ("binary", "multiclass"):
         inverse, distinct = pd.factorize(present)
-        groups = class_groups(list(distinct), np.bincount(inverse, minlength=len(distinct)).tolist(), name, task)
+        groups = class_groups(list(distinct), np.bincount(inverse, minlength=len(distinct)).tolist(), name, task, positive)
         assert groups.classes is not None
         code_of = {value: code for code, value in enumerate(groups.classes)}
         by_value = np.array([code_of[encoding.plain(value)] for value in distinct], dtype=np.int64)

@@ -34,7 +34,7 @@ NUM_SHARES = 5
 class LabelGroups:
     """Attributes:
     names: (k,).
-    classes: (c,) values, sorted; None for numbers. Beyond MAX_GROUPS the rarest share the last group.
+    classes: (c,) values, sorted, the positive one last; None for numbers. Beyond MAX_GROUPS the rarest share the last group.
     places: (c,) group of each class. edges: (k - 1,) for numbers: a group ends with its edge.
     """
 
@@ -50,17 +50,17 @@ class LabelGroups:
         return np.searchsorted(self.edges, label.astype(np.float32), side="left").astype(np.int64)
 
 
-def class_groups(values: Sequence[Any], counts: Sequence[int], name: str, task: Task) -> LabelGroups:
+def class_groups(values: Sequence[Any], counts: Sequence[int], name: str, task: Task, positive: Any = None) -> LabelGroups:
     """
     Args:
-        values, counts: the label's different values, and the rows of each.
+        values, counts: the label's different values, and the rows of each. positive: of `Dataset`.
 
     Raises:
         DataError: these are no classes for the task.
     """
     column = pd.Series(list(values), name=name)
     _refuse_constant(len(values), sum(counts), name)
-    codes, classes = encode_classes(column, f"label {name!r}", task, None)
+    codes, classes = encode_classes(column, f"label {name!r}", task, None, positive)
     rows = np.bincount(codes.astype(np.int64), weights=np.asarray(counts, dtype=np.float64), minlength=len(classes))
     if len(classes) <= MAX_GROUPS:
         return LabelGroups(tuple(map(str, classes)), classes, np.arange(len(classes)), np.empty(0, dtype=np.float32))

@@ -43,7 +43,8 @@ class Gate:
         no_worse_than_champion_by: what the challenger may lose against the champion, in the metric's unit, whichever way it improves. The
             lower one-sided 95 % bound of the difference decides; with `by` the difference itself.
         by: a column of the hold-out; the rule must hold for each of its values, and no figure of the whole makes up for one.
-        min_rows: a value of `by` with fewer rows is listed, not judged. None judged is a failure.
+        min_rows: against the champion, fewer rows (equal ones count once) are a failure: the bound does not hold on them. A value of `by`
+            with fewer rows is listed, not judged; none judged is a failure.
     """
 
     metric: str
@@ -176,7 +177,7 @@ IMPLICIT: Mapping[str, str] = {
     REAL_DATA: "neither the challenger nor the hold-out comes from the generated fallback sample",
     HONEST_PROTOCOL: "the challenger was not selected on its own test part",
     SIGNATURE: "whoever calls the champion can call the challenger",
-    HOLDOUT_PRESENT: "there are labelled rows to judge on",
+    HOLDOUT_PRESENT: "there are labelled rows to judge on, of whose categories the challenger knows some",
     HOLDOUT_UNSEEN_BY_CHALLENGER: "the challenger was not fitted on them",
     HOLDOUT_UNSEEN_BY_CHAMPION: "nor was the champion",
     FINITE_METRICS: "every figure of the challenger is a number",

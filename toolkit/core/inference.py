@@ -1,4 +1,4 @@
-"""From a table to an experiment: task, metric, key, and what each column is. All rules are here; each tells why it chose.
+"""From a table to an experiment: key, and what each column is; task and metric are of `inferred_label`. Each rule tells why it chose.
 
 A column is a number, a category, or left out. Nothing is left out or repaired in silence: every such choice has a reason, which
 `toolkit new` writes beside it.
@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from toolkit.core.column_kinds import (
-    Kind,
     TextNumbers,
     as_numbers,
     has_whole_numbers,
@@ -27,44 +26,15 @@ from toolkit.core.column_kinds import (
     text_numbers,
 )
 from toolkit.core.errors import DataError, nearest
+from toolkit.core.inferred_label import MOST_CODES, Label, label_of
 from toolkit.core.leaks import knows_label
-from toolkit.core.model import Task
 
-MOST_CLASSES = 100
-MOST_CODES = 20
-"""Whole numbers with so many different values may be classes."""
 MOST_CATEGORIES = 1000
 MOST_ID_CATEGORIES = 50
-RARE_POSITIVES = 0.05
 LEAK_ROWS = 100
 ROW_NUMBER_ROWS = 50
 """In shorter tables whole numbers without gaps or repeats may be chance."""
 LOOKED_AT_ROWS = 20_000
-
-
-@dataclass(frozen=True)
-class Label:
-    """What is predicted.
-
-    Attributes:
-        classes: sorted, with the rows of each; None: a regression.
-        floor: what a model that looks at no feature reaches in `metric`: guessing, the classes' shares, or the mean.
-        margin: a difference of `metric` that hardly matters.
-        reason: why this task; alternative: the other task that the values would allow, or None.
-        num_missing: rows without a label, which cannot be trained on.
-    """
-
-    name: str
-    task: Task
-    objective: str
-    metric: str
-    direction: Literal["maximize", "minimize"]
-    classes: Mapping[Any, int] | None
-    floor: float
-    margin: float
-    reason: str
-    alternative: Task | None
-    num_missing: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +50,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Inference:
-    """The whole. `renamed`: features whose names XGBoost does not take; `infinite`: used columns with infinite values."""
+    """The whole.
+
+    Attributes:
+        renamed: features whose names XGBoost does not take. infinite: used columns with infinite values.
+        padded: used columns of digits with leading zeros, which the reader of a CSV file takes for numbers, and how many digits they have.
+    """
 
     label: Label
     key: str | None
@@ -89,6 +64,7 @@ class Inference:
     text_numbers: tuple[TextNumbers, ...]
     infinite: tuple[str, ...]
     renamed: Mapping[str, str]
+    padded: Mapping[str, int]
 
     def names(self, role: str) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns if column.role == role)
@@ -102,6 +78,7 @@ def infer(
     identifiers: Sequence[str] = (),
     is_whole: bool = True,
     decimal: str = ".",
+    padded: Mapping[str, int | None] | None = None,
 ) -> Inference:
     """Look at a table.
 
@@ -110,6 +87,8 @@ def infer(
         label: the whole label column.
         key: as the user named it, checked with `check_key`; identifiers: of `find_identifiers`; without `key` the first is the key.
         decimal: the mark that the reader took.
+        padded: columns of digits with leading zeros, and how many digits all of them have: then `frame` has them as text. None: not as
+            many, so that the zeros which the reader loses cannot be put back.
 
     Raises:
         DataError: nothing can be predicted from this: a label that is constant, missing, a date or free text, no column for a feature.
@@ -122,13 +101,19 @@ def infer(
         texts[name] = whole
         label = as_numbers(label, whole)
     frame = frame.assign(**{each: as_numbers(frame[each], how) for each, how in texts.items()})
-    found = _label(label)
+    found = label_of(label)
     key_reason = "as you said" if key else "no column has one value a row"
     if key is None and identifiers:
         key, key_reason = identifiers[0], "one value a row"
     frame = frame[frame[name].notna() & ~infinite_values(frame[name])]
     others = [each for each in frame.columns if each not in (name, key)]
-    columns = tuple(_column(frame[each], each in identifiers, is_whole) for each in others)
+    padded = padded or {}
+    columns = tuple(
+        Column(each, "excluded", _LOST_ZEROS)
+        if padded.get(each, 1) is None and each not in identifiers
+        else _column(frame[each], each in identifiers, is_whole)
+        for each in others
+    )
     columns = _without_leaks(frame, columns, found)
     features = [column.name for column in columns if column.role != "excluded"]
     if not features:
@@ -147,79 +132,11 @@ def infer(
         tuple(texts[each] for each in used if each in texts),
         tuple(each for each in used if infinite_values(label if each == name else frame[each]).any()),
         _renamed(features, list(frame.columns)),
+        {each: width for each, width in padded.items() if width is not None and (each == key or each in features)},
     )
 
 
-# ---- the label
-
-
-def _label(column: pd.Series[Any]) -> Label:
-    name = str(column.name)
-    kind = kind_of(column)
-    present = column[~infinite_values(column)].dropna()
-    num_missing = len(column) - len(present)
-    if present.empty:
-        raise DataError(f"--label {name!r}: needs values", got=f"{len(column):,} rows, all missing", next_step="name another column")
-    if kind in ("date", "other"):
-        types = " and ".join(sorted({type(value).__name__ for value in present.iloc[:1000]}))
-        what = "dates" if kind == "date" else types
-        raise DataError(f"--label {name!r}: must be numbers or classes", got=what, next_step="make a number or classes of it first")
-    counts = _counts(present)
-    if len(counts) == 1:
-        raise DataError(
-            f"--label {name!r}: needs at least two values",
-            got=f"{_shown(next(iter(counts)))} in all {len(present):,} rows",
-            next_step="name another column",
-        )
-    if kind == "text" and len(counts) > MOST_CLASSES:
-        raise DataError(
-            f"--label {name!r}: at most {MOST_CLASSES} classes",
-            got=f"{len(counts):,} different texts in {len(present):,} rows",
-            next_step="group the rare ones, or name another column",
-        )
-    task, reason, alternative = _task(kind, counts, len(present))
-    if task == "regression":
-        numbers = pd.to_numeric(present).astype(float)
-        spread = float(numbers.std(ddof=0))
-        margin = _rounded(spread / 100)
-        return Label(name, task, "reg:squarederror", "rmse", "minimize", None, _rounded(spread), margin, reason, alternative, num_missing)
-    shares = np.array(list(counts.values())) / len(present)
-    if task == "multiclass":
-        entropy = _rounded(float(-(shares * np.log(shares)).sum()))
-        return Label(name, task, "multi:softprob", "mlogloss", "minimize", counts, entropy, 0.01, reason, alternative, num_missing)
-    if shares[1] < RARE_POSITIVES:
-        return Label(
-            name, task, "binary:logistic", "aucpr", "maximize", counts, _rounded(float(shares[1])), 0.01, reason, alternative, num_missing
-        )
-    return Label(name, task, "binary:logistic", "auc", "maximize", counts, 0.5, 0.01, reason, alternative, num_missing)
-
-
-def _task(kind: Kind, counts: Mapping[Any, int], num_rows: int) -> tuple[Task, str, Task | None]:
-    """The task, why, and what else it could be."""
-    num = len(counts)
-    if num == 2:
-        return "binary", "two values", None
-    if kind == "text":
-        some = ", ".join(map(_shown, list(counts)[:5])) + (", …" if num > 5 else "")
-        return "multiclass", f"{num} different texts ({some})", None
-    values = list(counts)
-    if any(float(value) != int(value) for value in values):
-        return "regression", "numbers with fractions", None
-    if num > MOST_CODES:
-        return "regression", f"{num:,} different whole numbers", None
-    # Codes count from 0 or 1 without a gap, and none of them is a tenth as rare as even shares would be; a tail that thins out is a count.
-    low, high = int(values[0]), int(values[-1])
-    are_codes = low in (0, 1) and high - low == num - 1 and min(counts.values()) * num * 10 >= num_rows
-    if are_codes:
-        return "multiclass", f"the whole numbers {low} to {high}, none rare: read as codes of {num} classes", "regression"
-    why = f"{num} different whole numbers from {low} to {high}, not even codes from 0 or 1: read as amounts"
-    return "regression", why, "multiclass"
-
-
-def _counts(present: pd.Series[Any]) -> dict[Any, int]:
-    """Rows of each value, sorted as the classes of an experiment are."""
-    found = {plain(value): int(count) for value, count in present.value_counts().items() if count}
-    return dict(sorted(found.items()))
+_LOST_ZEROS = "codes with leading zeros, not all as long, so that reading CSV makes one of 01 and 1; to use them, write Parquet, with text"
 
 
 # ---- columns
@@ -366,12 +283,3 @@ def _target(column: pd.Series[Any], label: Label) -> npt.NDArray[np.float64]:
         return pd.to_numeric(column).to_numpy(np.float64)
     places = {value: place for place, value in enumerate(label.classes)}
     return np.array([places[plain(value)] for value in column], dtype=np.float64)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -50,7 +50,7 @@ class Custom:
     Attributes:
         fit: `fit(params, train, validation, report) -> model`. `train` and `validation` have `features` (rows x columns, float32), `label`
             and `weight`; `report(step, {metric: value})` gives intermediate values, and may stop the trial.
-        predict: `predict(model, features)` -> rows (regression, binary: probability of the second class) or rows x classes.
+        predict: `predict(model, features)` -> rows (regression, binary: probability of the positive class) or rows x classes.
             Without it the search ends with the best parameters and no model.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from toolkit.core import space as distributions
 from toolkit.core.errors import ExperimentError, UserError, nearest
 from toolkit.core.experiment import Experiment
 
+KEY = re.compile(r"[^.\[\]]+")
+PATH = re.compile(rf"{KEY.pattern}(\.{KEY.pattern}|\[{KEY.pattern}\])*")
 WORDS: Mapping[str, Any] = {"none": None, "None": None, "True": True, "False": False}
 
 
@@ -40,10 +43,9 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     root = _thaw(experiment)
     for setting in pending:
         path, separator, text = setting.partition("=")
-        keys = path.strip().replace("[", ".").replace("]", "").split(".")
-        if not separator or not all(keys):
+        if not separator or not PATH.fullmatch(path.strip()):
             raise ExperimentError("an override is PATH=VALUE", got=repr(setting), next_step="for example sweep.num_trials=200")
-        _put(root, keys, text.strip())
+        _put(root, KEY.findall(path.strip()), text.strip())
     changed = _freeze(root, "")
     assert isinstance(changed, Experiment)
     return changed

@@ -160,6 +160,13 @@ class Intent:
     def tag(self) -> str:
         return INTENT_PREFIX + self.id
 
+    @property
+    def previous_after(self) -> int | None:
+        """What `previous_champion` becomes. A champion that was lost by hand and is put back keeps its own."""
+        if self.record.action == "rollback" and self.record.champion_before is None and self.previous_before != self.record.version:
+            return self.previous_before
+        return self.record.champion_before
+
     def as_json(self) -> str:
         return json.dumps(asdict(self))
 

@@ -47,8 +47,14 @@ def load_experiment(name: str, search_in: Sequence[Path] | None = None) -> Exper
     """
     source, _, function_name = name.partition(":")
     function_name = function_name or "experiment"
+    path = Path(source).expanduser()
+    if not source.endswith(".py") and ("/" in source or path.suffix) and path.exists():
+        raise ExperimentError(
+            "an experiment is a file of Python, or a name",
+            got=source,
+            next_step=f"write one with toolkit new NAME --data {source} --label COLUMN",
+        )
     if source.endswith(".py") or "/" in source:
-        path = Path(source).expanduser()
         if not path.is_file():
             raise ExperimentError("an experiment's file must exist", got=source, next_step="give the path from the working directory")
         return _call(_import_file(path.resolve()), function_name)

@@ -21,6 +21,8 @@ PROTOCOL_TAG = "toolkit.protocol"
 MODEL_KIND_TAG = "toolkit.model_kind"
 DATA_SHA256_TAG = "toolkit.data_sha256"
 DATA_KIND_TAG = "toolkit.data_kind"
+SPEC_SHA256_TAG = "toolkit.spec_sha256"
+"""Of the bytes of the portable model's `spec.json`, as they were when the version was made."""
 METRICS_TAG = "toolkit.metrics"
 """JSON: {part: {metric: value}}, part being validation, test or holdout."""
 GATES_TAG = "toolkit.gates"
@@ -49,6 +51,8 @@ def parse_model(text: str) -> ModelReference:
     Raises:
         RegistryError: anything else.
     """
+    if not isinstance(text, str):
+        raise RegistryError("MODEL: a text", got=type(text).__name__, next_step='for example "wine_quality" or "wine_quality@challenger"')
     rest = text.strip().removeprefix("models:/")
     name, slash, version = rest.partition("/")
     name, at, alias = name.partition("@")

@@ -97,6 +97,7 @@ class SweepResult:
             "best_trial": self._trial(self.best) if self.best else None,
             "pareto": [self._trial(record) for record in self.pareto],
             "test_metrics": dict(self.evaluation.metrics) if self.evaluation else {},
+            "positive": self.evaluation.positive if self.evaluation else None,
             "threshold": self.evaluation.threshold.value if self.evaluation and self.evaluation.threshold else None,
             "wall_s": round(self.wall_s, 3),
             "cluster_start_s": round(self.cluster_start_s, 3),

@@ -54,6 +54,7 @@ class TrainedModel:
             "validation_metrics": dict(evaluation.validation_metrics),
             "test_metrics": dict(evaluation.metrics),
             "cross_validation": {name: {"mean": mean, "std": std} for name, (mean, std) in self.cross_validation.items()},
+            "positive": evaluation.positive,
             "threshold": evaluation.threshold.value if evaluation.threshold else None,
             "calibration": evaluation.calibration["method"] if evaluation.calibration else None,
             "num_rounds": evaluation.num_rounds,

@@ -13,15 +13,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from toolkit.core.column_kinds import has_whole_numbers
 from toolkit.core.encoding import refuse_names, repeated
 from toolkit.core.errors import DataError
 
 DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 SNIFFED_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 20
+MOST_DIGITS = 15
+"""Longer whole numbers are not exact as doubles, which they are where some are missing."""
 
 _BINARY = re.compile(r"[\x00-\x08\x0e-\x19\x1b-\x1f]")
 _COMMA = re.compile(r"[+-]?(\d*|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
@@ -73,13 +77,23 @@ def tell(path: Path, how: CsvFormat) -> None:
         )
 
 
-def parse(path: Path, how: CsvFormat, source: Path | io.StringIO, columns: Sequence[str] | Sequence[int] | None = None) -> pd.DataFrame:
+def parse(
+    path: Path,
+    how: CsvFormat,
+    source: Path | io.StringIO,
+    columns: Sequence[str] | Sequence[int] | None = None,
+    *,
+    as_text: bool = False,
+) -> pd.DataFrame:
     """`source`, written as `how` says, as a frame; of a long file perhaps only some `columns`, by name or place. `path` is for messages.
+    `as_text`: numbers as they are written.
 
     Raises:
         DataError: a row has too many cells, or quotes do not close.
     """
     refuse_names(repeated(how.header), f"data: column names must differ ({path.name}, delimiter {DELIMITERS[how.delimiter]})")
+    if isinstance(source, io.StringIO):
+        source.seek(0)
     try:
         return pd.read_csv(
             source,
@@ -89,11 +103,46 @@ def parse(path: Path, how: CsvFormat, source: Path | io.StringIO, columns: Seque
             low_memory=False,
             encoding=how.encoding,
             usecols=None if columns is None else list(columns),
+            dtype=str if as_text else None,
         )
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(
             f"data: {path.name} is not a table with delimiter {DELIMITERS[how.delimiter]}", got=str(error), next_step="correct the file"
         ) from error
+
+
+def padded_columns(
+    frame: pd.DataFrame, path: Path, how: CsvFormat, source: Path | io.StringIO, label: str | None
+) -> tuple[pd.DataFrame, dict[str, int | None]]:
+    """Columns of `frame`, which is `source` as `parse` reads it, that are written in digits with leading zeros: postal codes, not amounts.
+
+    Args:
+        label: stays as it is read.
+
+    Returns:
+        the frame, with those as text whose zeros can be put back; and how many digits each of these columns has, None where not all rows
+        have as many.
+    """
+    may_be = [name for name in frame.columns if name != label and _is_number(frame[name]) and has_whole_numbers(frame[name])]
+    if not may_be:
+        return frame, {}
+    raw = parse(path, how, source, [place for place, name in enumerate(frame.columns) if name in may_be], as_text=True)
+    widths: dict[str, int | None] = {}
+    texts = {}
+    for name in may_be:
+        present = raw[name].dropna().str.strip()
+        if not present.str.match(r"0\d").any() or not present.str.fullmatch(r"\d+").all():
+            continue
+        lengths = present.str.len()
+        if lengths.nunique() > 1 or lengths.iloc[0] > MOST_DIGITS:
+            widths[name] = None
+            continue
+        widths[name], texts[name] = int(lengths.iloc[0]), raw[name].str.strip()
+    return frame.assign(**texts), widths
+
+
+def _is_number(column: pd.Series[Any]) -> bool:
+    return pd.api.types.is_numeric_dtype(column.dtype)
 
 
 def csv_format(path: Path) -> CsvFormat:
@@ -134,13 +183,13 @@ def csv_format(path: Path) -> CsvFormat:
     return CsvFormat(delimiter, decimal, encoding, tuple(header), ambiguous)
 
 
-def sample_csv(path: Path, how: CsvFormat, num_blocks: int) -> pd.DataFrame:
+def sample_csv(path: Path, how: CsvFormat, num_blocks: int) -> io.StringIO:
     """The rows of the file's first MiB and of `num_blocks` - 1 others, evenly spaced: a table sorted by its label shows all of them.
 
     A block is left out where quoted line breaks make it unclear where its rows begin.
 
-    Raises:
-        DataError: as `parse`.
+    Returns:
+        a file with header, for `parse`.
     """
     size = path.stat().st_size
     step = (size - BLOCK_BYTES) // max(1, num_blocks - 1) // 2 * 2  # even, for UTF-16
@@ -160,7 +209,7 @@ def sample_csv(path: Path, how: CsvFormat, num_blocks: int) -> pd.DataFrame:
                 rows += map(tuple, found)
     out = io.StringIO()
     csv.writer(out, delimiter=how.delimiter).writerows(rows)
-    return parse(path, how, io.StringIO(out.getvalue()))
+    return out
 
 
 def _encoding(path: Path) -> str:

@@ -18,10 +18,11 @@ from mlflow.store.artifact import artifact_repository_registry
 
 from toolkit.core.errors import RegistryError
 from toolkit.core.promotion import AUDIT_PREFIX
-from toolkit.core.registry import CHALLENGER, CHAMPION, COPIED_FROM, ModelVersion, parse_model
+from toolkit.core.registry import CHALLENGER, CHAMPION, COPIED_FROM, SPEC_SHA256_TAG, ModelVersion, parse_model
 from toolkit.core.registry_tags import OURS
 from toolkit.core.secrets import without_secrets
-from toolkit.engines.mlflow_registry_models import MODEL_FILE, RegisteredModels
+from toolkit.engines.mlflow_registry_files import MODEL_FILE, look
+from toolkit.engines.mlflow_registry_models import RegisteredModels
 from toolkit.engines.mlflow_registry_store import ABSENT, RefusedError, registry_uri_for
 from toolkit.engines.mlflow_store import Refused, Unanswered, brief, context_tags
 
@@ -55,6 +56,8 @@ class Registry(RegisteredModels):
     ) -> ModelVersion:
         """A version for a run's model: the same one for the same run and source, however often and by however many at once.
 
+        That of a logged model with a portable one keeps the digest of its spec, which a promotion believes.
+
         Args:
             name: of the registered model, made where there is none.
             source: `models:/m-…` (a logged model), `models:/NAME/VERSION` (a copy within this registry), or where its artifacts are.
@@ -74,7 +77,13 @@ class Registry(RegisteredModels):
             model_id = source.removeprefix("models:/")
             source = str(self.call_tracking("get_logged_model", model_id).artifact_location)
         twin = self._twin(name, run_id, source)
-        number = twin.version if twin else self._make_version(name, source, run_id, description, tags or {}, model_id)
+        if twin is None:
+            tags = {**(tags or {})}
+            if model_id and f"{COPIED_FROM}.version" not in tags:  # a copy's tag is its original's
+                tags |= self._seal(source)
+            number = self._make_version(name, source, run_id, description, tags, model_id)
+        else:
+            number = twin.version
         version = self._when_ready(name, number, timeout_s)
         if challenger and not any(key.startswith(AUDIT_PREFIX) for key in version.tags):
             self._challenge(name, number, stages)
@@ -149,6 +158,14 @@ class Registry(RegisteredModels):
                 if is_last:
                     raise self.unreachable(silence) from silence
         raise AssertionError("the last round returns or raises")
+
+    def _seal(self, source: str) -> dict[str, str]:
+        try:
+            sha256 = look(_artifacts.get_artifact_repository(source, tracking_uri=self.tracking_uri)).spec_sha256
+        except (MlflowException, OSError) as error:
+            rule = "the run's model: there, and readable"
+            raise RegistryError(rule, got=f"{without_secrets(source)}: {brief(error)}", next_step="log it again") from error
+        return {SPEC_SHA256_TAG: sha256} if sha256 else {}
 
     def _twin(self, name: str, run_id: str, source: str) -> ModelVersion | None:
         same = [each for each in self.versions(name) if each.run_id == run_id and each.source == source and each.status != FAILED]

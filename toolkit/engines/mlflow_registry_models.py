@@ -15,9 +15,10 @@ from mlflow.entities import model_registry as entities
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from toolkit.core.errors import RegistryError, nearest
+from toolkit.core.errors import RegistryError, TrackingError, nearest
 from toolkit.core.registry import CHAMPION, ModelReference, ModelVersion, RegisteredModel, find_name
 from toolkit.core.secrets import without_secrets
+from toolkit.engines.mlflow_registry_files import MODEL_FILE, look
 from toolkit.engines.mlflow_registry_store import ABSENT, RefusedError, RegistryStore
 from toolkit.engines.mlflow_store import brief
 
@@ -29,7 +30,6 @@ _entities: Any = entities
 
 PAGE_SIZE = 500
 CATALOG_PAGE_SIZE = 100
-MODEL_FILE = "MLmodel"
 
 # Databricks' older registry has no aliases; there they are tags of the model.
 ALIAS_TAG = "toolkit.alias."
@@ -271,10 +271,18 @@ class RegisteredModels(RegistryStore):
         return path
 
     def check_artifacts(self, version: ModelVersion) -> None:
-        """Raises RegistryError: they are gone, or cannot be listed."""
-        files = self._artifacts(version, lambda repository: [file.path for file in repository.list_artifacts(None)])
-        if MODEL_FILE not in files:
-            raise self._gone(version, f"no {MODEL_FILE} there")
+        """Raises RegistryError: they are gone, those of the portable model too, where it has one; or cannot be listed."""
+        if problem := self._artifacts(version, look).problem(version.tags):
+            raise self._gone(version, problem)
+
+    def has_run(self, version: ModelVersion) -> bool:
+        """Whether the run that it comes from is there to be looked at, and not deleted."""
+        if not version.run_id:
+            return False
+        try:
+            return bool(self.call_tracking("get_run", version.run_id).info.lifecycle_stage == "active")
+        except (RefusedError, TrackingError):
+            return False
 
     def _artifacts(self, version: ModelVersion, use: Callable[[Any], Any]) -> Any:
         try:

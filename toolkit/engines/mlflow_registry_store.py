@@ -72,7 +72,7 @@ class RegistryStore:
         self.tracking_uri = tracking_uri or uri.replace("databricks-uc", "databricks", 1)
         self.rules = UNITY_CATALOG if self.is_unity_catalog else ORDINARY
         self._tracking: MlflowStore | None = None
-        if uri.startswith("sqlite:///"):
+        if database_path(uri):
             self._check_database(create)
         try:
             store = _stores._get_store(uri, self.tracking_uri)
@@ -163,8 +163,8 @@ class RegistryStore:
         )
 
     def _check_database(self, create: bool) -> None:
-        path = Path(unquote(self.uri.removeprefix("sqlite:///").split("?")[0]))
-        if not create and not path.exists():
+        path = database_path(self.uri)
+        if path and not create and not path.exists():
             raise RegistryError(
                 "model registry: a database that exists",
                 got=str(path),
@@ -174,6 +174,11 @@ class RegistryStore:
             check_sqlite(self.uri)
         except TrackingError as error:
             raise RegistryError(str(error)) from error
+
+
+def database_path(uri: str) -> Path | None:
+    """The file of an embedded registry."""
+    return Path(unquote(uri.removeprefix("sqlite:///").split("?")[0])) if uri.startswith("sqlite:///") else None
 
 
 def registry_uri_for(registry_uri: str | None, tracking_uri: str | None) -> tuple[str, str]:

@@ -78,7 +78,7 @@ def columns_of(files: Sequence[str], experiment: Experiment) -> Columns:
     counted = [*dataset.categorical, *([dataset.label] if is_classes else [])]
     distinct = _distinct(files, counted) if counted else {}
     known = {name: categories_of(distinct[name]) if name in dataset.categorical else None for name in features}
-    classes = classes_of(distinct[dataset.label], task) if is_classes else None
+    classes = classes_of(distinct[dataset.label], task, dataset.positive) if is_classes else None
     return Columns(known, dataset.label, classes, dataset.weight)
 
 

@@ -25,6 +25,37 @@ FOLDER = "toolkit_model"
 SPEC_FILE = "spec.json"
 TRAINING_ROWS_FILE = "training_rows.npz"
 FORMAT = 1
+# What is read of a spec, here and by those who judge or use the model; null only where it says so.
+_NULL, _MISSING = type(None), object()
+ENTRIES: Mapping[str, type | tuple[type, ...]] = {
+    "experiment": str,
+    "model_kind": str,
+    "task": str,
+    "model_file": str,
+    "model_sha256": str,
+    "features": list,
+    "features[].name": str,
+    "features[].type": str,
+    "label": str,
+    "key": (str, _NULL),
+    "classes": (list, _NULL),
+    "threshold": (int, float, _NULL),
+    "calibration": (dict, _NULL),
+    "protocol": str,
+    "data": dict,
+    "data.kind": str,
+    "data.location": str,
+    "data.sha256": str,
+    "split": dict,
+    "split.by": str,
+    "split.keep_duplicates_together": bool,
+    "study": (str, _NULL),
+    "training_rows": dict,
+    "training_rows.num_rows": int,
+    "training_rows.sha256": str,
+    "git_commit": (str, _NULL),
+    "trained_unix_s": (int, float),
+}
 # skops builds only objects of these libraries: a model file that names another type is refused.
 TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
 
@@ -103,7 +134,8 @@ def load(folder: str | Path) -> PortableModel:
     """Read a model from the folder of a downloaded MLflow model, or from its `toolkit_model` itself.
 
     Raises:
-        PortableModelError: there is none, it is of a newer format, or its bytes are not those that training wrote.
+        PortableModelError: there is none, it is of a newer format, lacks entries, does not load, or its bytes are not those that training
+            wrote.
     """
     places = [Path(folder) / FOLDER, Path(folder) / "data" / FOLDER, Path(folder)]
     found = next((place for place in places if (place / SPEC_FILE).is_file()), None)
@@ -116,9 +148,16 @@ def load(folder: str | Path) -> PortableModel:
     if not isinstance(spec, dict) or spec.get("format") != FORMAT:
         got = spec.get("format") if isinstance(spec, dict) else type(spec).__name__
         raise PortableModelError(f"{SPEC_FILE} must have the format {FORMAT}, got {got!r}; use a toolkit that knows it")
+    _check_entries(spec)
     path = found / spec["model_file"]
     _check_sha256(path, spec["model_sha256"])
-    return from_payload(path.read_bytes(), spec, found)
+    try:
+        return from_payload(path.read_bytes(), spec, found)
+    except PortableModelError:
+        raise
+    except Exception as error:  # the library's own, of many kinds
+        text = " ".join(str(error).split())[:200]
+        raise PortableModelError(f"{path.name} must load with this {spec['model_kind']}, got {type(error).__name__}: {text}") from error
 
 
 def from_payload(payload: bytes, spec: Mapping[str, Any], folder: Path = Path()) -> PortableModel:
@@ -178,6 +217,21 @@ def _load_sklearn(payload: bytes, spec: Mapping[str, Any]) -> Callable[[Floats],
         return probability[:, 1] if spec["task"] == "binary" else probability
 
     return predict
+
+
+def _check_entries(spec: Mapping[str, Any]) -> None:
+    for name, kinds in ENTRIES.items():
+        found: list[Any] = [spec]
+        for key in name.replace("[]", ".[]").split("."):
+            if key == "[]":
+                found = [item for each in found for item in each]
+            else:
+                found = [each.get(key, _MISSING) if isinstance(each, dict) else _MISSING for each in found]
+        wrong = [each for each in found if not isinstance(each, kinds)]
+        if wrong:
+            got = "none" if wrong[0] is _MISSING else type(wrong[0]).__name__
+            wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)) if kind is not _NULL)
+            raise PortableModelError(f"{SPEC_FILE} must have the entry {name} of the type {wanted}, got {got}")
 
 
 def _check_sha256(path: Path, wanted: str) -> None:

@@ -217,7 +217,7 @@ def _second_plan(
             f"label {dataset.label!r}: at most {MAX_CLASSES:,} classes", got=f"{len(counts):,}", next_step="use an objective for numbers"
         )
     values_of = {name: json.loads(name) for name in counts}
-    groups = class_groups(list(values_of.values()), list(counts.values()), dataset.label, task)
+    groups = class_groups(list(values_of.values()), list(counts.values()), dataset.label, task, dataset.positive)
     assert groups.classes is not None
     places = {name: int(groups.places[groups.classes.index(value)]) for name, value in values_of.items()}
     return groups, replace(plan, num_groups=len(groups.names), places_of_classes=places)

@@ -52,15 +52,21 @@ def fetch(experiment: Experiment, context: DataContext) -> Fetched:
     return _fetch(experiment.dataset.load, context, "dataset.load", experiment.dataset)
 
 
-def fetch_holdout(experiment: Experiment, context: DataContext, name: str | None = None) -> Fetched | None:
-    """Read the hold-out table `name`, or else the experiment's own; None where there is none.
+def fetch_holdout(experiment: Experiment, context: DataContext, name: str | Path | Callable[..., Any] | None = None) -> Fetched | None:
+    """Read the hold-out `name`, in any form of `dataset.holdout`, or else the experiment's own; None where there is none.
 
     Raises:
         DataError: it cannot be read.
     """
-    source = name or experiment.dataset.holdout
+    source = experiment.dataset.holdout if name is None else name
     if source is None:
         return None
+    if not isinstance(source, str | Path) and not callable(source):
+        raise DataError(
+            "hold-out: a path, a table name, or a function that returns the table",
+            got=type(source).__name__,
+            next_step="for example holdout=lambda: frame",
+        )
     # --data stands for the table that is trained on, never for the one that judges.
     return _fetch(source, dataclasses.replace(context, data=None), "dataset.holdout", experiment.dataset)
 

@@ -68,6 +68,10 @@ def without_holes(cards: Sequence[Card]) -> list[Card]:
     return filled
 
 
+def quoted(name: str) -> str:
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
 def figure_text(value: float) -> str:
     """A metric: four decimals where it is about one, else five significant digits."""
     if not math.isfinite(value):

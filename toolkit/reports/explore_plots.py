@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ from matplotlib.path import Path
 from toolkit.core.exploration import Box, Column, Correlations
 from toolkit.reports.parameters import shortened
 from toolkit.reports.plots import NORMAL_HEIGHT, NORMAL_WIDTH, SMALL_HEIGHT, SMALL_WIDTH, WIDE_WIDTH
-from toolkit.reports.svg import HALO, colour, log_axis, new_axes, plain_axis, to_svg
+from toolkit.reports.svg import HALO, colour, fitted, log_axis, name_in_full, new_axes, plain_axis, text_width, to_svg
 
 Doubles = npt.NDArray[np.float64]
 
@@ -34,8 +36,11 @@ def drawn_groups(counts: Sequence[int]) -> list[int]:
 
 def box_plot(column: Column, key: str) -> Markup:
     """One box a label group: quartiles, whiskers from the quantile 0.05 to 0.95."""
-    boxes = [box for box in column.boxes if box.median is not None][:MAX_DRAWN_BOXES]
-    axes = new_axes(SMALL_WIDTH, SMALL_HEIGHT, left=54, bottom=26)
+    shown = [(code, box) for code, box in enumerate(column.boxes) if box.median is not None][:MAX_DRAWN_BOXES]
+    boxes = [box for _, box in shown]
+    left = 54.0
+    names, rotation, bottom = _under(boxes, (SMALL_WIDTH - left - 12) / len(boxes), left)
+    axes = new_axes(SMALL_WIDTH, SMALL_HEIGHT - 26 + bottom, left=left, bottom=bottom)
     lows, highs = [float(box.low or 0) for box in boxes], [float(box.high or 0) for box in boxes]
     low, high = min(lows), max(highs)
     if low > 0 and high / low > _LOG_RATIO:
@@ -45,14 +50,36 @@ def box_plot(column: Column, key: str) -> Markup:
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
         axes.set_ylim(low - margin, high + margin)
         plain_axis(axes.yaxis, 4)
-    for place, box in enumerate(boxes):
-        _box(axes, place, box, GROUP_COLOURS[place] if len(boxes) <= len(GROUP_COLOURS) else "good")
+    for place, (code, box) in enumerate(shown):
+        _box(axes, place, box, GROUP_COLOURS[code] if len(column.boxes) <= len(GROUP_COLOURS) else "good")
     axes.set_xlim(-0.6, len(boxes) - 0.4)
-    limit = max(3, 38 // len(boxes))
-    axes.set_xticks(range(len(boxes)), [shortened(box.group, limit) for box in boxes])
+    turned: dict[str, Any] = {"rotation": rotation, "ha": "right", "rotation_mode": "anchor"} if rotation else {}
+    axes.set_xticks(range(len(boxes)), names, **turned)
+    name_in_full(axes.get_xticklabels(), [box.group for box in boxes])
     axes.grid(False, axis="x")
     told = ", ".join(f"{box.group} {box.median:.4g}" for box in boxes)
     return to_svg(axes, key, f"{column.name} by label group; medians {told}")
+
+
+def _under(boxes: Sequence[Box], pitch: float, left: float) -> tuple[list[str], float, float]:
+    """The names below the boxes, so that none covers its neighbour; their rotation in degrees, and the margin in CSS pixels they need.
+
+    Args:
+        pitch, left: CSS pixels between two boxes, and left of the axes.
+    """
+    names = [box.group if text_width(box.group) < pitch - 4 else _in_two_lines(box.group) for box in boxes]
+    if all(text_width(name) < pitch - 2 for name in names):
+        return names, 0.0, 40.0 if any("\n" in name for name in names) else 26.0
+    # At 60 degrees a name reaches half its length to the left: of the first box no further than the picture.
+    names = [fitted(box.group, min(136.0, 2 * (left + pitch / 2 - 8))) for box in boxes]
+    return names, 60.0, 18 + 0.87 * max(map(text_width, names))
+
+
+def _in_two_lines(name: str) -> str:
+    """Broken where both lines are shortest: after a space or a dash."""
+    places = [match.end() for match in re.finditer(r"[ –_-](?=.)", name[1:-1] + ".")]
+    pairs = [f"{name[: place + 1].rstrip()}\n{name[place + 1 :]}" for place in places]
+    return min(pairs, key=text_width, default=name)
 
 
 def _box(axes: Axes, place: int, box: Box, name: str) -> None:
@@ -82,7 +109,7 @@ def shares_by_group(column: Column, groups: Sequence[int], key: str) -> Markup:
     shares = shares[:, : len(names)]
     thickness = 9.0 if len(groups) <= 2 else 6.0
     pitch = thickness * len(groups) + 7
-    axes = _lanes(names, pitch, SMALL_WIDTH)
+    axes = _lanes(names, pitch, SMALL_WIDTH, "87.5 %")
     for place, bars in enumerate(shares):
         middle = np.arange(len(names)) + (place - (len(groups) - 1) / 2) * thickness / pitch
         axes.barh(middle, bars, height=0.86 * thickness / pitch, color=colour(GROUP_COLOURS[place]), linewidth=0)
@@ -109,7 +136,7 @@ def histogram(column: Column, groups: Sequence[int], key: str) -> Markup:
     if rest.any():
         layers.append(("weak" if parts else "good", rest))
     if found.edges is None:
-        axes = _lanes(found.values, 24.0, NORMAL_WIDTH)
+        axes = _lanes(found.values, 24.0, NORMAL_WIDTH, str(max(found.counts)))
         start = np.zeros(len(found.counts))
         for name, part in layers:
             axes.barh(np.arange(len(start)), part, left=start, height=0.72, color=colour(name), linewidth=0)
@@ -176,11 +203,14 @@ def day(seconds: float) -> str:
         return f"{seconds:.4g} s"
 
 
-def _lanes(names: Sequence[str], pitch: float, width: float) -> Axes:
-    """A lane a name, from above."""
-    axes = new_axes(width, 34 + pitch * len(names), left=104 if max(map(len, names), default=0) > 5 else 52, top=4, bottom=30)
+def _lanes(names: Sequence[str], pitch: float, width: float, longest_tick: str) -> Axes:
+    """A lane a name, from above; `longest_tick` of the axis below may stand at its end. Sizes in CSS pixels."""
+    texts = [fitted(name, 0.42 * width) for name in names]
+    left, right = 10 + max(map(text_width, texts), default=0.0), 4 + text_width(longest_tick) / 2
+    axes = new_axes(width, 34 + pitch * len(names), left=left, right=right, top=4, bottom=30)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [shortened(name, 15) for name in names])
+    axes.set_yticks(range(len(names)), texts)
+    name_in_full(axes.get_yticklabels(), names)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     return axes

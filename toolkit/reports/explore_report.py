@@ -13,7 +13,7 @@ from toolkit.core.experiment import Experiment
 from toolkit.core.exploration import Column, Exploration, Finding
 from toolkit.core.exploration_batches import NUM_SMALLEST
 from toolkit.reports import explore_plots, page
-from toolkit.reports.cards import Bar, Card, Legend, Tile, without_holes
+from toolkit.reports.cards import Bar, Card, Legend, Tile, quoted, without_holes
 from toolkit.reports.parameters import shortened
 from toolkit.reports.provenance import code_facts
 from toolkit.reports.svg import chart_style
@@ -25,6 +25,10 @@ MAX_PAIRS = 12
 LISTED_CORRELATION = 0.3
 FOLD_TABLE_ABOVE = 80
 MAX_TABLE_COLUMNS = 2000
+NUMERIC = ("missing", "distinct", "mean", "std", "min", "25 %", "median", "75 %", "max")
+# Of a column whose most frequent value is rarer, a picture of the values says nothing.
+RARE_SHARE = 0.05
+LONG_NAME = 12
 
 
 def render_exploration(
@@ -128,17 +132,38 @@ def _label_cards(found: Exploration, groups: Sequence[int]) -> list[Card]:
             for name, count in zip(found.groups, found.group_counts, strict=True)
         ]
         caption = f"Rows of each class of {found.label}.{unlabelled} A rare class must have rows in every part of the split."
+        if found.task == "binary":
+            caption += f" The positive class is {_positive(found)}."
         cards.append(Card("Classes", caption, kind="bars", data={"bars": bars}))
     elif label.histogram:
-        caption = f"Mean {label.mean:.4g}, standard deviation {label.std:.4g}.{unlabelled}{_tails(label)}"
+        caption = f"Mean {label.mean:.4g}, standard deviation {label.std:.4g} (the population's: divided by n).{unlabelled}{_tails(label)}"
         cards.append(Card(f"Label: {shortened(found.label, 40)}", caption, explore_plots.histogram(label, [], "label")))
     for number, column in enumerate(column for column in found.columns if column.role == "exclude" and column.histogram):
+        if _has_rare_values(column):
+            text = (
+                f"Excluded: explored, never a feature. {column.num_distinct:,} different values in {found.num_rows - column.num_missing:,} "
+                f"rows, none in more than {100 * RARE_SHARE:.0f} % of them."
+            )
+            cards.append(Card(shortened(column.name, 40), text, kind="text"))
+            continue
         legend = _legend(found, groups) if column.histogram and column.histogram.by_group else []
         svg = explore_plots.histogram(column, groups, f"excluded{number}")
         caption = f"Excluded: explored, never a feature. Coloured by the label, {found.label}.{_tails(column)}"
         cards.append(Card(shortened(column.name, 40), caption, svg, legend=legend))
     cards.append(_split_card(found))
     return cards
+
+
+def _has_rare_values(column: Column) -> bool:
+    histogram = column.histogram
+    if histogram is None or histogram.edges is not None or len(histogram.values) >= column.num_distinct:
+        return False
+    return max(histogram.counts[:-1], default=0) <= RARE_SHARE * sum(histogram.counts)  # the last are all others
+
+
+def _positive(found: Exploration) -> str:
+    """The positive class of a binary label, by its value."""
+    return quoted(shortened(found.positive or "", 30))
 
 
 def _split_card(found: Exploration) -> Card:
@@ -157,6 +182,7 @@ def _split_card(found: Exploration) -> Card:
     overlaps = [overlap for overlap in split.overlaps if overlap.num_rows]
     shared = "; ".join(f"{each.num_rows:,} {each.what} of {each.part} are in {each.other}" for each in overlaps)
     caption = f"{split.description[0].upper()}{split.description[1:]}. {shared or 'No part has a row of another'}."
+    caption += " std is the population's: divided by n." if is_number else ""
     return Card("The split", caption, kind="table", is_wide=len(header) > 6, data={"header": header, "rows": rows})
 
 
@@ -174,7 +200,9 @@ def _predictor_cards(found: Exploration) -> list[Card]:
         ]
         caption = f"{_measure(shown[0])} of each feature alone, whichever way it points; {floor:g} is chance, 1 is suspicious."
         if any(column.kind == "category" for column in shown):
-            caption += " Categories are ordered by their label's mean, learnt on one half of the rows and scored on the other."
+            shares = {"binary": f"their share of {_positive(found)}", "multiclass": "their share of the class"}
+            by = shares.get(found.task, "their label's mean")
+            caption += f" Categories are ordered by {by}, learnt on one half of the rows and scored on the other."
         if len(found.predictors) > len(shown):
             caption += f" The first {len(shown)} of {len(found.predictors)}."
         cards.append(Card("Strongest single predictors", caption, kind="bars", data={"bars": bars}))
@@ -208,7 +236,11 @@ def _relation_cards(found: Exploration, groups: Sequence[int]) -> list[Card]:
         caption = f"A box a {by}: quartiles and median; whiskers from 5 to 95 % of its rows. Boxes that stand apart tell the label."
         if len(found.groups) > explore_plots.MAX_DRAWN_BOXES:
             caption += f" The first {explore_plots.MAX_DRAWN_BOXES} of {len(found.groups)} classes."
-        cards.append(Card("Numbers", caption + _of(charts, boxed), kind="multiples", is_wide=True, data={"charts": charts}))
+        # Below a box there is no room for a long name.
+        is_named = len(found.groups) <= len(groups) and max(map(len, found.groups)) > LONG_NAME
+        legend = _legend(found, groups, rest=False) if is_named else []
+        caption += _of(charts, boxed)
+        cards.append(Card("Numbers", caption, kind="multiples", is_wide=True, legend=legend, data={"charts": charts}))
     if listed:
         charts = [(_listed(c), explore_plots.shares_by_group(c, groups, f"shares{number}")) for number, c in enumerate(listed[:MAX_DRAWN])]
         caption = f"How often each value occurs, by {by}. Bars of one value that differ in length tell the label."
@@ -251,21 +283,29 @@ def _correlation_cards(found: Exploration) -> list[Card]:
     numeric = sum(column.kind in ("number", "boolean") for column in found.features)
     if numeric > len(correlations.names):
         caption += f" The {len(correlations.names)} strongest predictors of {numeric} numeric columns."
+    if found.task == "binary":
+        caption += f" {found.label} counts as 1 where it is {_positive(found)}, else as 0."
     svg = explore_plots.correlation_map(correlations, "correlations")
     cards = [Card("Correlations", caption, svg, is_wide=True)]
     strong = [pair for pair in correlations.strongest if abs(pair.correlation) >= LISTED_CORRELATION][:MAX_PAIRS]
     if strong:
         rows = [[shortened(pair.first, 40), shortened(pair.second, 40), f"{pair.correlation:+.3f}"] for pair in strong]
-        caption = "Of all numeric features and a numeric label. Of a pair near 1 in size, one can usually be left out."
+        caption = f"Of all numeric features{_numeric_label(found)}. Of a pair near 1 in size, one can usually be left out."
         cards.append(Card("Strongest pairs", caption, kind="table", data={"header": ["column", "column", "correlation"], "rows": rows}))
     return cards
+
+
+def _numeric_label(found: Exploration) -> str:
+    if found.task == "binary":
+        return f" and of {found.label} as 1 where it is {_positive(found)}, else 0"
+    return "" if found.task == "multiclass" else f" and the label, {found.label}"
 
 
 # ---- tables and facts
 
 
 def _columns_table(found: Exploration) -> dict[str, Any]:
-    header = ["column", "role", "type", "missing", "distinct", "mean", "std", "min", "25 %", "median", "75 %", "max", "most frequent"]
+    header = ["column", "role", "type", *NUMERIC, "most frequent"]
     rows = []
     for column in found.columns[:MAX_TABLE_COLUMNS]:
         numbers = (column.mean, column.std, column.min, column.q25, column.median, column.q75, column.max)
@@ -278,10 +318,17 @@ def _columns_table(found: Exploration) -> dict[str, Any]:
                 f"{top} {_percent(column.top_share)}" if column.top_share > 0.01 else "",
             ]
         )  # fmt: skip
-    caption = "Figures of numbers leave out what is missing; of times they are days, UTC."
+    caption = "Figures of numbers leave out what is missing; of times they are days, UTC. std is the population's: divided by n, not n - 1."
     if len(found.columns) > len(rows):
         caption += f" The first {len(rows)} of {len(found.columns)} columns."
-    return {"header": header, "rows": rows, "caption": caption, "is_folded": len(rows) > FOLD_TABLE_ABOVE}
+    used = [place for place in range(len(header)) if any(row[place] for row in rows)]
+    return {
+        "header": [header[place] for place in used],
+        "numeric": [header[place] in NUMERIC for place in used],
+        "rows": [[row[place] for place in used] for row in rows],
+        "caption": caption,
+        "is_folded": len(rows) > FOLD_TABLE_ABOVE,
+    }
 
 
 def _number(value: float | None, column: Column) -> str:

@@ -73,7 +73,8 @@ def _tiles(result: PromotionResult, own: Sequence[GateResult]) -> list[Tile]:
             note = "no champion yet" if champion is None else f"champion {figure_text(champion)}"
             tiles.append(Tile(metric, figure_text(challenger), note, is_main=number == 0))
     if result.holdout:
-        tiles.append(Tile("hold-out", f"{result.holdout.num_rows:,}", "rows that neither has seen" if _is_unseen(result) else "rows"))
+        unseen = "rows that neither has seen" if result.champion else "rows that the challenger has not seen"
+        tiles.append(Tile("hold-out", f"{result.holdout.num_rows:,}", unseen if _is_unseen(result) else "rows"))
     model = result.challenger
     if model and model.predict_s_per_million_rows is not None and model.model_mib is not None:
         tiles.append(Tile("predicts a million rows in", seconds_text(model.predict_s_per_million_rows), f"{model.model_mib:.3g} MiB"))
@@ -97,9 +98,12 @@ def _row(gate: GateResult) -> dict[str, Any]:
         "tone": TONES[gate.status],
         "reason": gate.reason,
         "override": gate.override_reason,
-        "cells": ["" if value is None else _number(value) for value in (gate.observed, gate.champion)],
-        "bound": "" if gate.bound is None else _signed(gate.bound),
-        "asks": gate.asks,
+        "figures": {
+            "asks for": gate.asks,
+            "challenger": "" if gate.observed is None else _number(gate.observed),
+            "champion": "" if gate.champion is None else _number(gate.champion),
+            "95 % bound": "" if gate.bound is None else _signed(gate.bound),
+        },
     }
 
 

@@ -7,10 +7,13 @@ coordinates lose the digits nobody sees. One unit of a figure is one CSS pixel a
 
 from __future__ import annotations
 
+import bisect
+import functools
 import io
 import re
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -21,11 +24,15 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
+from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 
 from toolkit.reports.cards import without_control_characters
+from toolkit.reports.parameters import shortened
 
 # Names of CSS variables in templates/style.css.
 COLOUR_NAMES = ("text", "muted", "grid", "card", "good", "weak", "bad", "best", "s1", "s2", "s3", "s4", "s5")
@@ -36,18 +43,21 @@ _FONT = re.compile(r"font(?:-family)?:[^;]*;?\s*")
 _NUMBER_ATTRIBUTES = ("d", "x", "y", "transform", "points", "width", "height")
 HALO = "halo"
 """The `gid` of text that must stay readable on lines: CSS gives it an outline in the card's colour."""
+FONT_SIZE = 11.5
+_TITLE = "title:"
+_MAX_TITLE = 120
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "toolkit",
     "text.parse_math": False,  # a parameter named "$x$" is not a formula
     "path.simplify": False,  # it would merge the zero-length strokes that `dots` draws
-    "font.size": 11.5,
+    "font.size": FONT_SIZE,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.edgecolor": _SENTINELS["grid"],
     "axes.labelcolor": _SENTINELS["muted"],
-    "axes.labelsize": 11.5,
+    "axes.labelsize": FONT_SIZE,
     "axes.labelpad": 5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -86,6 +96,30 @@ def new_axes(width: float, height: float, left: float = 56, right: float = 12, t
     """One set of axes on a figure of its own; all in CSS pixels. Fixed margins: matplotlib's layout engines draw everything twice."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     return figure.add_axes((left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height))
+
+
+@functools.lru_cache(4096)
+def text_width(text: str, size: float = FONT_SIZE) -> float:
+    """CSS pixels of the longest line, in DejaVu Sans: browsers' own fonts are narrower."""
+    # DejaVu lacks the scripts whose signs are a square each; so is its W.
+    lines = ["".join("W" if unicodedata.east_asian_width(sign) in "WF" else sign for sign in line) for line in text.split("\n")]
+    font = FontProperties(size=size)
+    return max(float(text_to_path.get_text_width_height_descent(line, font, False)[0]) if line else 0.0 for line in lines)
+
+
+def fitted(text: str, width: float) -> str:
+    """The text, cut at its end to `width` CSS pixels."""
+    if text_width(shortened(text, int(width))) <= width:  # no sign is narrower than a pixel
+        return shortened(text, int(width))
+    num = bisect.bisect_right(range(1, min(len(text), int(width))), width, key=lambda num: text_width(shortened(text, num)))
+    return shortened(text, max(num, 1))
+
+
+def name_in_full(labels: Sequence[Text], names: Sequence[str]) -> None:
+    """A tooltip on each tick label that does not say its whole name."""
+    for label, name in zip(labels, names, strict=True):
+        if label.get_text().replace("\n", " ") != name:
+            label.set_gid(_TITLE + shortened(name, _MAX_TITLE))
 
 
 def dots(axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, name: str, size: float = 6, alpha: float = 1.0) -> None:
@@ -170,10 +204,16 @@ def _tidy(element: ElementTree.Element, key: str) -> None:
             element.remove(child)
         else:
             _tidy(child, key)
-    if element.tag == "g" and element.attrib.pop("id", None) == HALO:
-        element.attrib["class"] = HALO
     if element.text is not None and not element.text.strip():
         element.text = None
+    if element.tag == "g":
+        gid = element.attrib.pop("id", "")
+        if gid == HALO:
+            element.attrib["class"] = HALO
+        elif gid.startswith(_TITLE):
+            title = ElementTree.Element("title")
+            title.text = gid.removeprefix(_TITLE)
+            element.insert(0, title)
     element.tail = None
     for name, value in list(element.attrib.items()):
         plain = name.rsplit("}", 1)[-1]

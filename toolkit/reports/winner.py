@@ -8,7 +8,7 @@ import numpy.typing as npt
 from toolkit.core.curves import confusion_at, precision_recall_points, roc_points
 from toolkit.core.evaluation import Evaluation, Threshold
 from toolkit.reports import plots
-from toolkit.reports.cards import Card, Legend, figure_text, ranked_bars
+from toolkit.reports.cards import Card, Legend, figure_text, quoted, ranked_bars
 from toolkit.reports.parameters import text_of
 
 MAX_CLASSES = 25
@@ -44,32 +44,34 @@ def _binary_cards(evaluation: Evaluation, label: npt.NDArray[np.float64], score:
     cut = 0.5 if threshold is None else threshold.value
     confusion = confusion_at(label, score, cut)
     cards = []
+    positive = "positive" if evaluation.positive is None else quoted(text_of(evaluation.positive, 30))
     if 0 < label.sum() < len(label):
         mark = Legend("best", f"threshold {cut:.3g}", "ring")
         point = (confusion.false_positive_rate, confusion.recall)
         svg = plots.rate_curve(*roc_points(label, score), point, None, "roc")
         auc = f" (area {figure_text(evaluation.metrics['auc'])})" if "auc" in evaluation.metrics else ""
-        caption = f"How many positives are found for how many false alarms{auc}; the dashed diagonal is chance."
+        caption = f"How many rows of {positive} are found for how many false alarms{auc}; the dashed diagonal is chance."
         cards.append(Card("ROC curve", caption, svg, legend=[Legend("good", "final model", "line"), mark]))
         point, base = (confusion.recall, confusion.precision), float(label.mean())
         svg = plots.rate_curve(*precision_recall_points(label, score), point, base, "pr")
-        caption = f"How far what is called positive can be trusted; the dashed line is the share of positives, {base:.1%}."
+        caption = f"How far what is called {positive} can be trusted; the dashed line is the share of {positive}, {base:.1%}."
         cards.append(Card("Precision and recall", caption, svg, legend=[Legend("good", "final model", "line"), mark]))
     else:
         cards.append(Card("No curves", "The test part holds one class only, so that there is nothing to tell apart.", kind="text"))
-    caption = f"A row counts as positive above {cut:.3g}."
+    caption = f"A row counts as {positive} above {cut:.3g}."
     if threshold is not None:
-        caption = _cost_sentence(threshold, confusion.false_positive, confusion.false_negative, len(label))
+        caption = _cost_sentence(threshold, positive, confusion.false_positive, confusion.false_negative, len(label))
     cards.append(_confusion_card(evaluation, confusion.table(), caption))
     return cards
 
 
-def _cost_sentence(threshold: Threshold, num_fp: int, num_fn: int, num_rows: int) -> str:
+def _cost_sentence(threshold: Threshold, positive: str, num_fp: int, num_fn: int, num_rows: int) -> str:
     costs = threshold.costs
     on_test = (num_fp * costs.fp + num_fn * costs.fn) / num_rows
     return (
-        f"With a false positive at {costs.fp:g} and a false negative at {costs.fn:g}, calling a row positive above {threshold.value:.3g} "
-        f"costs least on {threshold.chosen_on}: {threshold.cost_per_row:.3g} a row there, {on_test:.3g} on the test part."
+        f"With a false positive at {costs.fp:g} and a false negative at {costs.fn:g}, calling a row {positive} above "
+        f"{threshold.value:.3g} costs least on {threshold.chosen_on}: {threshold.cost_per_row:.3g} a row there, {on_test:.3g} on the test "
+        "part."
     )
 
 
