@@ -75,7 +75,7 @@ def interleave(runs: Mapping[str, Callable[[], Mapping[str, float]]], repeats: i
         for name in order:
             values = dict(runs[name]())
             measured[name].append(values)
-            shown = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
+            shown = ", ".join(f"{key} {plain_text(value)}" for key, value in values.items())
             print(f"round {round_number + 1}/{repeats} {name}: {shown}", file=sys.stderr, flush=True)
     return measured
 
@@ -198,10 +198,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         "| arm | median | repeats |",
         "|---|---|---|",
-        *(
-            f"| {a['name']} | {number_text(a['median'], a['unit'])} | {', '.join(f'{v:.2f}' for v in a['repeats'])} |"
-            for a in result["arms"]
-        ),
+        *(f"| {a['name']} | {number_text(a['median'], a['unit'])} | {', '.join(map(plain_text, a['repeats']))} |" for a in result["arms"]),
         "",
         *(f"- {note}" for note in result["notes"]),
         "",
@@ -209,8 +206,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plain_text(value: float) -> str:
+    """Two decimals, or two digits of what is less than 0.1."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
+
+
 def number_text(value: float, unit: str) -> str:
-    return f"{value:.2f}{'' if unit == 'ratio' else ' ' + unit}"
+    return f"{plain_text(value)} {unit}".removesuffix("ratio").rstrip()
 
 
 def target_text(figure: Mapping[str, Any]) -> str:
