@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import UserError
 from toolkit.core.experiment import Experiment, Protocol
+from toolkit.core.metrics import KNOWN_METRICS
 from toolkit.core.model import Custom, XGBoost
 
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ def judged(
 
 def _known(experiment: Experiment) -> list[str]:
     """The experiment's metrics that can be computed from predictions; a figure that only the user's own `fit` reports cannot."""
-    from toolkit.core.metrics import KNOWN_METRICS
-
     names = [metric.name for metric in experiment.metrics]
     if isinstance(experiment.model, XGBoost):
         return names

@@ -135,7 +135,7 @@ class _Promotion:
 
     def _open_registries(self) -> None:
         from toolkit.engines.mlflow_registry import Registry
-        from toolkit.engines.mlflow_registry_store import database_path
+        from toolkit.engines.mlflow_store import database_path
 
         def opened(named: str | None, *, create: bool = False) -> Registry:
             # One that is named brings its own tracking server, which holds its models.

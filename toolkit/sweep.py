@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.errors import ClusterError, ExperimentError, Interrupted, StudyError, TooManyFailedTrials, TrackingError
 from toolkit.core.experiment import Experiment, check_fingerprint
 from toolkit.core.experiment import Protocol as SweepProtocol
+from toolkit.core.metrics import check_metric
 from toolkit.core.model import Custom, XGBoost
 from toolkit.core.search import Runner, Search, error_summary
 from toolkit.core.study import TrialRecord, TrialState, best_record, pareto_front
@@ -215,7 +216,6 @@ class _Run:
 
     def _load(self, data: Path | None) -> LoadedData:
         from toolkit.core.data import DataContext
-        from toolkit.core.metrics import check_metric
         from toolkit.engines.tables import load_data
 
         if isinstance(self.experiment.model, XGBoost):

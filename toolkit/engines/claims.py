@@ -42,6 +42,12 @@ def claimed(claims: Path, folder: Path, what: str) -> Iterator[None]:
                 path.unlink()
 
 
+def folder_of(path: Path) -> Path:
+    """Of a claim. One that does not name it, for its process died before it could, is of the folder beside it."""
+    folder = Path(path.read_text(encoding="utf-8"))
+    return folder if folder.name == path.stem else path.with_suffix("")
+
+
 def is_held(path: Path) -> bool:
     """Whether a living process of this host holds the lock; False where there is no such file."""
     try:

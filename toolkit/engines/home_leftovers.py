@@ -57,7 +57,7 @@ def broken_trainings(home: Path) -> list[Leftover]:
     for claim in _entries(home / "training"):
         if claim.suffix != claims.ENDING:
             continue
-        folder = Path(claim.read_text(encoding="utf-8") or claim.with_suffix(""))
+        folder = claims.folder_of(claim)
         size_bytes, age_s = _size_and_age(claim, folder)
         what = "rows" if folder.name.startswith("rows-") else "checkpoints; the same toolkit train --distributed would go on"
         kept = "a process is at it" if claims.is_held(claim) else too_young(age_s)

@@ -25,7 +25,7 @@ from toolkit.core.registry import EXPERIMENT_TAG, ModelVersion
 from toolkit.engines.home_leftovers import disk_use, remove_tree
 from toolkit.engines.mlflow_registry import PENDING, Registry
 from toolkit.engines.mlflow_registry_store import registry_uri_for
-from toolkit.engines.mlflow_store import MlflowStore, Refused, Unanswered
+from toolkit.engines.mlflow_store import MlflowStore, Refused, Unanswered, database_path
 from toolkit.engines.processes import is_alive, machine
 
 PAGE_SIZE = 1000
@@ -69,8 +69,8 @@ class MlflowLeftovers:
     @staticmethod
     def exists(tracking_uri: str | None) -> bool:
         """Whether there is anything: an embedded database is made by the first run, not by looking."""
-        uri = registry_uri_for(None, tracking_uri)[1]
-        return not uri.startswith("sqlite:///") or Path(unquote(uri.removeprefix("sqlite:///").split("?")[0])).exists()
+        database = database_path(registry_uri_for(None, tracking_uri)[1])
+        return database is None or database.exists()
 
     # --- runs -------------------------------------------------------------------------------------------------------------------
 

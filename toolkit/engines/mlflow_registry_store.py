@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from mlflow.store.model_registry.base_rest_store import BaseRestStore
 from mlflow.tracking._model_registry import utils as registry_utils
@@ -20,7 +19,17 @@ from mlflow.utils import proto_json_utils
 from toolkit.core.errors import RegistryError, TrackingError
 from toolkit.core.registry_tags import ORDINARY, UNITY_CATALOG
 from toolkit.core.secrets import without_secrets
-from toolkit.engines.mlflow_store import MlflowStore, Refused, Unanswered, brief, check_sqlite, default_tracking_uri, request_once, told
+from toolkit.engines.mlflow_store import (
+    MlflowStore,
+    Refused,
+    Unanswered,
+    brief,
+    check_sqlite,
+    database_path,
+    default_tracking_uri,
+    request_once,
+    told,
+)
 
 # MLflow's internals have no types.
 _protos: Any = proto_json_utils
@@ -72,8 +81,8 @@ class RegistryStore:
         self.tracking_uri = tracking_uri or uri.replace("databricks-uc", "databricks", 1)
         self.rules = UNITY_CATALOG if self.is_unity_catalog else ORDINARY
         self._tracking: MlflowStore | None = None
-        if database_path(uri):
-            self._check_database(create)
+        if database := database_path(uri):
+            _check_database(database, create)
         try:
             store = _stores._get_store(uri, self.tracking_uri)
         except Exception as error:
@@ -162,23 +171,18 @@ class RegistryStore:
             next_step="ask the model's owner for it, or sign in as somebody who has it",
         )
 
-    def _check_database(self, create: bool) -> None:
-        path = database_path(self.uri)
-        if path and not create and not path.exists():
-            raise RegistryError(
-                "model registry: a database that exists",
-                got=str(path),
-                next_step="register a model first (toolkit sweep EXP --register), or name another with --registry-uri",
-            )
-        try:
-            check_sqlite(self.uri)
-        except TrackingError as error:
-            raise RegistryError(str(error)) from error
 
-
-def database_path(uri: str) -> Path | None:
-    """The file of an embedded registry."""
-    return Path(unquote(uri.removeprefix("sqlite:///").split("?")[0])) if uri.startswith("sqlite:///") else None
+def _check_database(path: Path, create: bool) -> None:
+    if not create and not path.exists():
+        raise RegistryError(
+            "model registry: a database that exists",
+            got=str(path),
+            next_step="register a model first (toolkit sweep EXP --register), or name another with --registry-uri",
+        )
+    try:
+        check_sqlite(path)
+    except TrackingError as error:
+        raise RegistryError(str(error)) from error
 
 
 def registry_uri_for(registry_uri: str | None, tracking_uri: str | None) -> tuple[str, str]:

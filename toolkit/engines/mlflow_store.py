@@ -108,8 +108,8 @@ class MlflowStore:
         self.display_uri = without_secrets(self.uri)
         self.num_calls = self.num_answers = 0
         self._lock = threading.Lock()
-        if self.uri.startswith("sqlite:///"):
-            check_sqlite(self.uri)
+        if database := database_path(self.uri):
+            check_sqlite(database)
         try:
             store = _stores._get_store(self.uri)
         except Exception as error:
@@ -258,13 +258,17 @@ def context_tags() -> dict[str, str]:
     return {key: str(value) for key, value in resolve_tags().items() if value is not None}
 
 
-def check_sqlite(uri: str) -> None:
+def database_path(uri: str) -> Path | None:
+    """The file of an embedded database; None: `uri` is of something else."""
+    return Path(unquote(uri.removeprefix("sqlite:///").split("?")[0])) if uri.startswith("sqlite:///") else None
+
+
+def check_sqlite(path: Path) -> None:
     """Whether the file can be made, read and written: MLflow itself would try ten times, for more than a minute.
 
     Raises:
         TrackingError: it cannot.
     """
-    path = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path)) as database:
