@@ -7,6 +7,7 @@ UserError (ValueError)          exit 1: the user can act on it
 ├── ClusterError                Ray or Spark cannot give what was asked
 ├── TrackingError               MLflow cannot be reached or refuses
 ├── RegistryError               the model registry cannot be reached, refuses, or has not what was asked for
+├── ScoringError                a table cannot be scored, or not as asked
 └── TooManyFailedTrials         more trials failed than `sweep.max_failed_trials`
 Interrupted                     exit 130: Ctrl-C or SIGTERM; what was finished is kept
 """
@@ -47,6 +48,10 @@ class TrackingError(UserError):
 
 class RegistryError(UserError):
     """The model registry cannot be reached, refuses, or has not what was asked for."""
+
+
+class ScoringError(UserError):
+    """A table cannot be scored, or not as asked."""
 
 
 class TooManyFailedTrials(UserError):
