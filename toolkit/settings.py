@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 CREDENTIALS = ("DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_ID", "DATABRICKS_CLIENT_SECRET", "DATABRICKS_CONFIG_PROFILE")
@@ -27,6 +27,7 @@ class Settings:
         java_home: `JAVA_HOME`, for Spark.
         spark_remote: `SPARK_REMOTE`, which turns every new session into a Spark Connect one.
         credentials: names, never values, of the Databricks variables that are set.
+        jdbc_user, jdbc_password: `TOOLKIT_JDBC_USER` and `TOOLKIT_JDBC_PASSWORD`, for tables that are read over JDBC.
     """
 
     home: Path
@@ -40,6 +41,8 @@ class Settings:
     spark_remote: str | None = None
     registry_uri: str | None = None
     credentials: tuple[str, ...] = ()
+    jdbc_user: str | None = None
+    jdbc_password: str | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -58,6 +61,8 @@ class Settings:
             java_home=path("JAVA_HOME"),
             spark_remote=environ.get("SPARK_REMOTE") or None,
             credentials=tuple(name for name in CREDENTIALS if environ.get(name)),
+            jdbc_user=environ.get("TOOLKIT_JDBC_USER") or None,
+            jdbc_password=environ.get("TOOLKIT_JDBC_PASSWORD") or None,
         )
 
 

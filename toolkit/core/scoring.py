@@ -21,17 +21,21 @@ MODEL_NAME, MODEL_VERSION, MODEL_SHA256 = "model_name", "model_version", "model_
 SCORING_RUN_ID, BATCH_ID, SCORED_AT = "scoring_run_id", "batch_id", "scored_at_utc"
 STAMP_COLUMNS = (MODEL_NAME, MODEL_VERSION, MODEL_SHA256, SCORING_RUN_ID, BATCH_ID, SCORED_AT)
 SCORE_COLUMNS = (PREDICTION, LABEL, EXPLANATION, *STAMP_COLUMNS)
-REASON, QUARANTINED_AT = "quarantine_reason", "quarantined_at_utc"
+REASON, RAW_ROW, QUARANTINED_AT = "quarantine_reason", "raw_row", "quarantined_at_utc"
 
 # Reasons of the quarantine; those of a column are followed by ": COLUMN". A row with several has the first in this order, of columns the
 # model's first.
-KEY_MISSING, UNCASTABLE, INFINITE, KEY_DUPLICATED, NATIVE_CRASH = (
+MALFORMED, KEY_MISSING, UNCASTABLE, INFINITE, KEY_DUPLICATED, NATIVE_CRASH = (
+    "malformed",
     "key_missing",
     "uncastable",
     "infinite",
     "key_duplicated",
     "native_crash",
 )
+
+CORRUPT = "_corrupt_record"
+"""A line of a CSV file that could not be taken apart; null in all other rows."""
 
 STATE_FOLDER = "_toolkit"
 """In the folder of an output, hidden from Spark and Delta: lease, checkpoints, plans and manifests."""

@@ -72,12 +72,14 @@ class PortableModel:
 
     Attributes:
         spec: the content of `spec.json`.
+        native: its library's own object: an XGBoost booster or a scikit-learn estimator.
         training_row_hashes, training_keys: sorted hashes (`core.row_hashes`) of the rows it was fitted on; keys None without `dataset.key`.
     """
 
-    def __init__(self, folder: Path, spec: Mapping[str, Any], raw_predict: Callable[[Floats], Floats]) -> None:
+    def __init__(self, folder: Path, spec: Mapping[str, Any], native: Any, raw_predict: Callable[[Floats], Floats]) -> None:
         self.folder = folder
         self.spec = spec
+        self.native = native
         self._raw_predict = raw_predict
         self._training_rows: tuple[Hashes, Hashes | None] | None = None
 
@@ -120,6 +122,21 @@ class PortableModel:
     def predict_encoded(self, features: Floats) -> Floats:
         """As `predict`, of encoded features."""
         return calibrate(self._raw_predict(features), self.spec["calibration"])
+
+    def contributions(self, features: Floats, num_threads: int | None = None) -> Floats:
+        """(n, d + 1), or (n, k, d + 1) of k classes: what each feature adds to a row's margin (SHAP), and the bias; before calibration.
+
+        Raises:
+            PortableModelError: the model is not XGBoost's.
+        """
+        if self.spec["model_kind"] != "xgboost":
+            raise PortableModelError(f"contributions: of a model of XGBoost, got {self.spec['model_kind']!r}")
+        import xgboost
+
+        kinds = ["q" if feature.get("categories") is None else "c" for feature in self.spec["features"]]
+        matrix = xgboost.DMatrix(features, feature_types=kinds, enable_categorical="c" in kinds, nthread=num_threads)
+        found: Floats = self.native.predict(matrix, pred_contribs=True, validate_features=False)
+        return found
 
     def _read_training_rows(self) -> tuple[Hashes, Hashes | None]:
         if self._training_rows is None:
@@ -169,7 +186,7 @@ def from_payload(payload: bytes, spec: Mapping[str, Any], folder: Path = Path())
     loaders = {"xgboost": _load_xgboost, "sklearn": _load_sklearn}
     if spec["model_kind"] not in loaders:
         raise PortableModelError(f"the model's kind must be one of {', '.join(loaders)}, got {spec['model_kind']!r}")
-    return PortableModel(folder, spec, loaders[spec["model_kind"]](payload, spec))
+    return PortableModel(folder, spec, *loaders[spec["model_kind"]](payload, spec))
 
 
 def calibrate(prediction: Floats, calibration: Mapping[str, Any] | None) -> Floats:
@@ -188,7 +205,7 @@ def log_odds(probability: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.asarray(np.log(inside / (1 - inside)))
 
 
-def _load_xgboost(payload: bytes, spec: Mapping[str, Any]) -> Callable[[Floats], Floats]:
+def _load_xgboost(payload: bytes, spec: Mapping[str, Any]) -> tuple[Any, Callable[[Floats], Floats]]:
     import xgboost
 
     booster = xgboost.Booster()
@@ -198,10 +215,10 @@ def _load_xgboost(payload: bytes, spec: Mapping[str, Any]) -> Callable[[Floats],
         prediction: Floats = booster.inplace_predict(features, validate_features=False)
         return prediction
 
-    return predict
+    return booster, predict
 
 
-def _load_sklearn(payload: bytes, spec: Mapping[str, Any]) -> Callable[[Floats], Floats]:
+def _load_sklearn(payload: bytes, spec: Mapping[str, Any]) -> tuple[Any, Callable[[Floats], Floats]]:
     import skops.io
 
     unknown = skops.io.get_untrusted_types(data=payload)
@@ -216,7 +233,7 @@ def _load_sklearn(payload: bytes, spec: Mapping[str, Any]) -> Callable[[Floats],
         probability = np.asarray(estimator.predict_proba(features), dtype=np.float32)
         return probability[:, 1] if spec["task"] == "binary" else probability
 
-    return predict
+    return estimator, predict
 
 
 def _check_entries(spec: Mapping[str, Any]) -> None:
@@ -252,11 +269,11 @@ def _numbers(column: pd.Series[Any]) -> npt.NDArray[Any]:
 def _codes(column: pd.Series[Any], categories: Sequence[Any]) -> Floats:
     codes = {value: float(code) for code, value in enumerate(categories)}
     inverse, distinct = pd.factorize(column)
-    by_value = np.array([*(codes.get(_plain(value), np.nan) for value in distinct), np.nan], dtype=np.float32)
+    by_value = np.array([*(codes.get(plain(value), np.nan) for value in distinct), np.nan], dtype=np.float32)
     return by_value[inverse]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

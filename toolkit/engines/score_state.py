@@ -4,6 +4,7 @@ In a folder beside the output, or the one that `--state` names:
 
     scoring.json                 of which input, by which engine, the present generation
     plans/00000000N.json         batch N: written before anything of it is; its replay reads the same rows with the same model
+    finished/00000000N.json      all of batch N is written
     checkpoints/GENERATION/      Spark's own (engine `spark`)
     manifests/                   of a Parquet output (`parquet_batches`)
     lease.json                   (`lease`)
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.core.errors import ScoringError
+from toolkit.core.scoring import BatchCounts
 
 FORMAT = 1
 Engine = Literal["spark", "files"]
@@ -112,6 +114,18 @@ class ScoreState:
         path = self._plan_path(plan.batch_id)
         assert not path.exists(), "a plan stands"
         write_json(path, {"format": FORMAT, **dataclasses.asdict(plan), "scored_at_utc": plan.scored_at_utc.isoformat()})
+
+    def finish(self, plan: Plan, counts: BatchCounts) -> None:
+        """All of the batch is written."""
+        write_json(self.folder / "finished" / f"{plan.batch_id:09d}.json", {"format": FORMAT, **dataclasses.asdict(counts)})
+
+    def is_finished(self, plan: Plan) -> bool:
+        return (self.folder / "finished" / f"{plan.batch_id:09d}.json").exists()
+
+    def wrote_rows(self, batch_id: int) -> bool:
+        """Whether that batch is finished and had rows that were scored."""
+        content = self._read(self.folder / "finished" / f"{batch_id:09d}.json")
+        return content is not None and content["num_scored_rows"] > 0
 
     def checkpoint(self, generation: Generation) -> Path:
         return self.folder / "checkpoints" / generation.id

@@ -25,11 +25,9 @@ from toolkit.core.errors import DataError, UserError
 from toolkit.core.experiment import Dataset, Experiment
 from toolkit.core.recipes import FILE_MODULE
 from toolkit.core.secrets import without_secrets
+from toolkit.core.table_names import has_form_of_table_name
 from toolkit.engines.csv_files import read_csv
 from toolkit.engines.spark_session import active_session
-
-TABLE_NAME = re.compile(r"([\w-]+\.){1,2}[\w-]+")
-FILE_ENDINGS = (".csv", ".delta", ".gz", ".json", ".parquet", ".tsv", ".txt", ".zip")
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,7 @@ def _read(name: str | Path, dataset: Dataset | None) -> pd.DataFrame:
 
 def is_table_name(name: str | Path) -> bool:
     """Whether a name stands for a Spark table, not a path. Two parts only where a session could know them: `data.old` is a file's too."""
-    if not TABLE_NAME.fullmatch(str(name)) or str(name).endswith(FILE_ENDINGS) or Path(name).expanduser().exists():
-        return False
-    return str(name).count(".") == 2 or active_session() is not None
+    return has_form_of_table_name(name) and (str(name).count(".") == 2 or active_session() is not None)
 
 
 def _read_folder(path: Path, dataset: Dataset | None) -> pd.DataFrame:

@@ -1,0 +1,282 @@
+"""Engine `spark`: one batch after another, planned before it is executed and counted before it is written.
+
+What is new comes from Structured Streaming (`availableNow`, `foreachBatch`), which calls a batch again after a kill: with the same rows,
+and here with the same model. A batch's parts are written in a fixed order (scores, quarantine, audit), each once, so that calling it again
+repairs whatever a kill left half done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyspark import StorageLevel
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import DataFrame
+
+from toolkit.core.errors import ScoringError, UserError
+from toolkit.core.scoring import BatchCounts, Feature, ScoringModel, Stamp
+from toolkit.engines import spark_rows, spark_scoring
+from toolkit.engines.score_state import RESTORE, Plan, ScoreState, Scoring, write_json
+from toolkit.engines.spark_score_setup import Agreement
+from toolkit.engines.spark_score_tables import DeltaSink, ParquetSink, Reader, uri, window_condition
+from toolkit.engines.spark_tables import one_line
+
+POLL_S = 1
+# What Spark says of a Python worker that was ended by a signal.
+_CRASHES = ("Python worker exited unexpectedly (crashed)", "PYTHON_WORKER_EXITED", "Python worker process terminated")
+_CHANGED = ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE")
+
+_logger = logging.getLogger("toolkit")
+
+
+@dataclass(frozen=True)
+class SparkBatches:
+    """How a batch becomes scores.
+
+    Attributes:
+        model_of: fetches a pinned version.
+        model: of batches that are not planned yet.
+        check_lease: raises where the output is no longer ours.
+        on_batch: told after everything of a batch is written.
+    """
+
+    agreement: Agreement
+    state: ScoreState
+    model_of: Callable[[str, int], ScoringModel]
+    model: ScoringModel
+    run_id: str
+    check_lease: Callable[[], None]
+    on_batch: Callable[[Plan, ScoringModel, BatchCounts], None]
+
+    @property
+    def reader(self) -> Reader:
+        return self.agreement.reader
+
+    def run_new_rows(self, scoring: Scoring, max_batch_gib: float | None) -> None:
+        """Score what no batch of this generation had; returns at once where there is nothing.
+
+        Raises:
+            ScoringError, DataError: see `execute`; the checkpoint is gone or older than the state; a Delta input was changed.
+        """
+        checkpoint = self.state.checkpoint(scoring.generation)
+        check_checkpoint(self.state, scoring, checkpoint)
+        failures: list[BaseException] = []
+
+        def on_rows(frame: DataFrame, stream_batch: int) -> None:
+            try:
+                # The offsets name the rows: the same text, the same batch.
+                offsets = (checkpoint / "offsets" / str(stream_batch)).read_text(encoding="utf-8").splitlines()[2:]
+                source = {"query_id": str(query.id), "stream_batch": stream_batch, "offsets": offsets}
+                self.execute(frame, self._planned(scoring, source))
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+        stream = self.reader.new_rows(self.agreement.schema, max_batch_gib)
+        with one_line(self.reader.table.shown, "check the input"):
+            writer = stream.writeStream.foreachBatch(on_rows).option("checkpointLocation", uri(checkpoint)).trigger(availableNow=True)
+            query = writer.start()
+        try:
+            while not query.awaitTermination(POLL_S):
+                pass
+        except StreamingQueryException as error:
+            if failures:
+                raise failures[0] from None
+            raise self._stream_error(error) from error
+        except BaseException:
+            query.stop()
+            raise
+        if failures:
+            raise failures[0]
+
+    def run_all_rows(self, scoring: Scoring) -> None:
+        """Score a table that has no stream as one batch, which replaces the output."""
+        self.execute(self.reader.all_rows(), self._new_plan(scoring, {"read": self.reader.table.shown}, overwrite=True))
+
+    def run_window(self, scoring: Scoring, window: tuple[str, str, str]) -> None:
+        """Score a span of time as one batch, which replaces that span in the output. Of a window that was broken off, the rest comes first.
+
+        Rows that no batch of the stream had are left to it: they would be scored twice.
+        """
+        last = self.state.last_plan()
+        if last is not None and last.window is not None and last.generation == scoring.generation.id and not self.state.is_finished(last):
+            self.execute(self._window_rows(last.source, last.window), last)
+        source = self.reader.snapshot(self.state.checkpoint(scoring.generation))
+        self.execute(self._window_rows(source, window), self._new_plan(scoring, source, overwrite=False, window=window))
+
+    def _window_rows(self, source: Mapping[str, Any], window: tuple[str, str, str]) -> DataFrame:
+        frame = self.reader.rows_of(source)
+        return frame.where(window_condition(window, frame.schema))
+
+    def _planned(self, scoring: Scoring, source: Mapping[str, Any]) -> Plan:
+        """The plan of this batch: the last one, where it is called again."""
+        last = self.state.last_plan()
+        same = last is not None and last.generation == scoring.generation.id and last.source == source
+        if last is not None and same:
+            return last
+        overwrite = source["stream_batch"] == 0 and scoring.generation.kind == "full"
+        return self._new_plan(scoring, source, overwrite=overwrite)
+
+    def _new_plan(
+        self,
+        scoring: Scoring,
+        source: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        window: tuple[str, str, str] | None = None,
+    ) -> Plan:
+        last = self.state.last_plan()
+        plan = Plan(
+            batch_id=0 if last is None else last.batch_id + 1,
+            generation=scoring.generation.id,
+            source=source,
+            model=self.model.name,
+            version=self.model.version,
+            scored_at_utc=datetime.datetime.now(datetime.UTC),
+            overwrite=overwrite,
+            window=window,
+            extra={"run_id": self.run_id},
+        )
+        if scoring.query_id is None and "query_id" in source:
+            self.state.write(dataclasses.replace(scoring, query_id=source["query_id"]))
+        self.state.write_plan(plan)
+        return plan
+
+    def execute(self, frame: DataFrame, plan: Plan) -> None:
+        """Check, score and write one batch, and whatever of it is not written yet.
+
+        Raises:
+            ScoringError: too many bad rows: nothing of the batch is written; what `Sink.write` raises.
+            DataError: Spark cannot read or write.
+        """
+        model = (
+            self.model if (plan.model, plan.version) == (self.model.name, self.model.version) else self.model_of(plan.model, plan.version)
+        )
+        crashed = self.state.folder / "plans" / f"{plan.batch_id:09d}.crashed"
+        if not crashed.exists():
+            try:
+                self._execute(frame, plan, model, guarded=False)
+                return
+            except Exception as error:
+                if not any(text in str(error) for text in _CRASHES):
+                    raise
+                # Kept, for a batch that is called again must find the same bad rows.
+                write_json(crashed, {"reason": str(error)[:500]})
+                _logger.warning(
+                    "a Python worker was ended by native code: batch %d is scored again, row by row where it must", plan.batch_id
+                )
+        self._execute(frame, plan, model, guarded=True)
+
+    def _execute(self, frame: DataFrame, plan: Plan, model: ScoringModel, *, guarded: bool) -> None:
+        rules, location, inputs = self.agreement.rules, self.reader.table.shown, self.agreement.inputs
+        names = spark_scoring.column_names(frame, model)
+        features = [Feature(name, feature.categories) for name, feature in zip(names, model.features, strict=True)]
+        for name, kind in self.agreement.casts.items():
+            frame = frame.withColumn(name, spark_rows.column(name).cast(kind))
+        frame = spark_rows.with_duplicates(frame, rules)
+        kept: DataFrame | None = None
+        if guarded:
+            why = spark_rows.reason(frame, features, rules)
+            kept = spark_scoring.with_prediction(_good(frame, why), model, explain=rules.explain, guarded=True)
+            kept = (kept if why is None else kept.unionByName(frame.where(why.isNotNull()), allowMissingColumns=True)).persist(
+                StorageLevel.DISK_ONLY
+            )
+            frame = kept
+        try:
+            why = spark_rows.reason(frame, features, rules)
+            counts = spark_rows.count(frame, why, features, rules, location)
+            counts.check()
+            self._check_share(counts)
+            if counts.num_input_rows:
+                stamp = Stamp.of(model, str(plan.extra["run_id"]), plan.batch_id, plan.scored_at_utc)
+                good = _good(frame, why)
+                predicted = good if guarded else spark_scoring.with_prediction(good, model, explain=rules.explain)
+                self._write(
+                    self.agreement.scores, spark_rows.scored_columns(predicted, model, rules, stamp, inputs), plan, "scores", counts, model
+                )
+                if counts.num_quarantined_rows:
+                    assert why is not None
+                    bad = spark_rows.quarantine_columns(frame, why, rules, stamp, inputs)
+                    self._write(self.agreement.quarantine, bad, plan, "quarantine", counts, model)
+            self.on_batch(plan, model, counts)
+            self.state.finish(plan, counts)
+        finally:
+            if kept is not None:
+                kept.unpersist()
+
+    def _write(
+        self, sink: DeltaSink | ParquetSink, frame: DataFrame, plan: Plan, part: str, counts: BatchCounts, model: ScoringModel
+    ) -> None:
+        self.check_lease()
+        facts = {
+            "model": str(model),
+            "sha256": model.sha256,
+            "num_input_rows": counts.num_input_rows,
+            "num_scored_rows": counts.num_scored_rows,
+            "num_quarantined_rows": counts.num_quarantined_rows,
+        }
+        if part == "quarantine":  # never replaced: what was bad then, was bad then
+            plan = dataclasses.replace(plan, overwrite=False, window=None)
+        num_rows = counts.num_scored_rows if part == "scores" else counts.num_quarantined_rows
+        sink.write(frame, plan, f"toolkit-{plan.source.get('query_id', plan.generation)}-{part}", num_rows, facts)
+
+    def _check_share(self, counts: BatchCounts) -> None:
+        if counts.num_quarantined_rows and counts.bad_share > self.agreement.rules.max_bad_share:
+            reasons = ", ".join(f"{number:,} {why}" for why, number in sorted(counts.reasons.items(), key=lambda item: -item[1])[:5])
+            raise ScoringError(
+                f"at most {self.agreement.rules.max_bad_share:.3g} of a batch's rows may be bad (--max-bad-share)",
+                got=f"{counts.num_quarantined_rows:,} of {counts.num_input_rows:,}: {reasons}",
+                next_step="nothing of the batch was written: raise the limit, or mend the input and score it anew with --mode full",
+            )
+
+    def _stream_error(self, error: StreamingQueryException) -> UserError:
+        text = str(error)
+        if any(name in text for name in _CHANGED):
+            return ScoringError(
+                "input: rows of a Delta table that is scored incrementally must not be updated or deleted",
+                got=f"a commit in {self.reader.table.shown} that does",
+                next_step="--skip-change-commits leaves such commits out whole (old scores stay); or --mode full",
+            )
+        try:
+            with one_line(self.reader.table.shown, "check the input"):
+                raise error
+        except UserError as mapped:
+            return mapped
+
+
+def check_checkpoint(state: ScoreState, scoring: Scoring, checkpoint: Path) -> None:
+    """Whether Spark's checkpoint is the one that the plans were made with: else it would start anew, and Delta would leave out what it
+    writes under numbers that are taken.
+
+    Raises:
+        ScoringError: it is gone, another one, or older than the plans.
+    """
+    last = state.last_plan()
+    if last is None or last.generation != scoring.generation.id or scoring.query_id is None:
+        return
+    if "stream_batch" not in last.source:  # a window came last
+        numbers = (number for number in reversed(state.plan_numbers()) if "stream_batch" in state.plan(number).source)
+        last = next((plan for plan in map(state.plan, numbers) if plan.generation == scoring.generation.id), None)
+        if last is None:
+            return
+    rule = f"the checkpoint in {checkpoint} must be the one that {last.batch_id + 1} batches of {scoring.output} were made with"
+    try:
+        found = json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"]
+        newest = max(int(path.name) for path in (checkpoint / "offsets").iterdir() if path.name.isdecimal())
+    except (OSError, ValueError, KeyError) as error:
+        raise ScoringError(rule, got="none", next_step=RESTORE) from error
+    wanted = int(last.source["stream_batch"])
+    if found != scoring.query_id or newest not in (wanted, wanted + 1):
+        got = "another one" if found != scoring.query_id else f"one of stream batch {newest}, after batch {wanted} was planned"
+        raise ScoringError(rule, got=got, next_step=RESTORE)
+
+
+def _good(frame: DataFrame, why: Any) -> DataFrame:
+    return frame if why is None else frame.where(why.isNull())
