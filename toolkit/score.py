@@ -22,6 +22,7 @@ from toolkit.core.registry import ModelReference, ModelVersion, parse_model
 from toolkit.core.scoring import STATE_FOLDER, Mode, RowRules, ScoringModel
 from toolkit.core.scoring_result import ScoreResult
 from toolkit.core.table_names import TableName, is_inside
+from toolkit.score_metrics import Metrics
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def score(
     state: str | Path | None = None,
     skip_change_commits: bool = False,
     max_batch_gib: float = MAX_BATCH_GIB,
+    metrics_file: Path | None = None,
     spark_master: str | None = None,
     spark_conf: Mapping[str, str] | None = None,
     registry_uri: str | None = None,
@@ -90,6 +92,7 @@ def score(
         state: folder for lease, plans and checkpoints; default: `_toolkit` in the output's folder.
         skip_change_commits: commits of a Delta input that change or delete rows are left out, instead of refused.
         max_batch_gib: more input than this is scored in several batches.
+        metrics_file: gets figures of this run as Prometheus text, of a failed one, too.
 
     Raises:
         ScoringError, DataError: one line each for what stands in the way; nothing of the batch at hand is written then.
@@ -103,20 +106,61 @@ def score(
         model, input, output, mode, window, time_column, engine, where, rules, quarantine, state, skip_change_commits, max_batch_gib
     )
     with ExitStack() as stack:
+        told = stack.enter_context(Metrics(metrics_file, asked, began))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="toolkit-score-")))
         pool = stack.enter_context(ThreadPoolExecutor(1))
         models = Models(registry_uri or settings.registry_uri, tracking_uri or settings.tracking_uri, folder)
         fetched = pool.submit(models.resolve, asked.model)  # MLflow's import beside the JVM's start
+        executing, why_not_files = choose_engine(asked)
         progress.phase("starting Spark")
         from toolkit.score_session import open_session
 
-        session = open_session(stack, asked, spark_master, spark_conf or {}, settings)
+        session_stack = stack.enter_context(ExitStack())
+        session = open_session(session_stack, asked, executing, spark_master, spark_conf or {}, settings)
         progress.phase("resolving the model")
         chosen = fetched.result()
+        told.model = chosen.name
+        if executing == "files" and chosen.kind != "portable":
+            why_not_files = f"{chosen} has no portable model"
+            if asked.engine == "files":
+                raise ScoringError("--engine files must fit the model", got=why_not_files, next_step="use --engine spark")
+            executing = "spark"
+            session_stack.close()  # for Delta, which the other engine needs of Spark, is asked for at its start
+            session = open_session(session_stack, asked, executing, spark_master, spark_conf or {}, settings)
         from toolkit.score_run import ScoreRun
 
-        run = ScoreRun(asked, session, models, chosen, settings, tracking_uri, progress)
-        return run.execute(began)
+        notices = [f"engine spark, not files: {why_not_files}"] if why_not_files and asked.engine == "auto" else []
+        run = ScoreRun(asked, session, executing, models, chosen, settings, tracking_uri, progress, notices)
+        told.result = run.execute(began)
+        return told.result
+
+
+def choose_engine(asked: Asked) -> tuple[Literal["spark", "files"], str]:
+    """The one that the output has, else `files` where that can; and why it cannot.
+
+    Raises:
+        ScoringError: another one was asked for.
+    """
+    from toolkit.engines import files_tables
+    from toolkit.engines.score_state import ScoreState
+
+    found = ScoreState(asked.state).read() if asked.mode != "full" else None
+    if found is not None and asked.engine not in ("auto", found.engine):
+        raise ScoringError(
+            "an output keeps its engine, for each knows its own progress",
+            got=f"--engine {asked.engine}, after {found.engine}",
+            next_step=f"leave it at {found.engine}, or change it with --mode full",
+        )
+    wanted = asked.engine if found is None else found.engine
+    if asked.mode == "window" and asked.engine != "files":
+        return "spark", ""  # whatever scores what is new: a window is a condition in SQL
+    if wanted == "spark":
+        return "spark", ""
+    reason = "--mode window is SQL" if asked.mode == "window" else "--where is SQL" if asked.where is not None else ""
+    reason = reason or files_tables.eligible(asked.input, asked.output)
+    if reason and wanted == "files":
+        raise ScoringError("engine files must fit the tables", got=reason, next_step="score all anew with --engine spark --mode full")
+    return ("spark" if reason else "files"), reason
 
 
 class Models:

@@ -12,12 +12,12 @@ from toolkit.core.errors import ScoringError, TrackingError
 from toolkit.core.progress import SearchProgress
 from toolkit.core.scoring import BatchCounts, ScoringModel
 from toolkit.core.scoring_result import ScoreResult
-from toolkit.engines import score_state
 from toolkit.engines.lease import Lease
 from toolkit.engines.score_state import RESTORE, Generation, Plan, ScoreState, Scoring
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:
+    from toolkit.engines.score_state import Engine
     from toolkit.engines.spark_score_setup import Agreement
     from toolkit.score import Asked, Models
 
@@ -35,19 +35,21 @@ class ScoreRun:
         self,
         asked: Asked,
         session: Any,
+        engine: Engine,
         models: Models,
         model: ScoringModel,
         settings: Settings,
         tracking_uri: str | None,
         progress: SearchProgress,
+        notices: list[str],
     ) -> None:
         self.asked, self.session, self.models, self.model = asked, session, models, model
         self.settings, self.tracking_uri, self.progress = settings, tracking_uri or settings.tracking_uri, progress
         self.state = ScoreState(asked.state)
-        self.notices: list[str] = []
+        self.notices = notices
         self.batches: dict[int, BatchCounts] = {}
         self.replayed: dict[int, str] = {}
-        self.engine: score_state.Engine = "spark"
+        self.engine = engine
         self.last_plan: Plan | None = None
 
     def execute(self, began_s: float) -> ScoreResult:
@@ -56,12 +58,35 @@ class ScoreRun:
         Raises:
             What `score` does.
         """
-        from toolkit.engines import spark_score_setup
         from toolkit.engines.mlflow_run import MlflowRun
 
         asked = self.asked
         scoring = self._scoring()
-        agreement = spark_score_setup.agree(
+        agreement = None if self.engine == "files" else self._agree()
+        name = (str(self.model.spec["experiment"]) if self.model.spec else self.model.name) + EXPERIMENT_SUFFIX
+        tags = {"toolkit.verb": "score", "toolkit.model": str(self.model), "toolkit.output": asked.output.shown}
+        run = MlflowRun(tracking_uri=self.tracking_uri, experiment_name=name, run_name=f"score {self.model}", tags=tags)
+        with Lease(asked.state, asked.output.shown, self.settings.user) as lease, run:
+            scoring = self._scoring()  # once more: now nobody else changes it
+            if agreement is not None:
+                self._check_state(agreement)
+            self.state.write(scoring)
+            self.progress.phase(f"scoring with {self.model}, engine {scoring.engine}")
+            self._run(scoring, agreement, run.run_id, lease)
+            wall_s = time.monotonic() - began_s
+            result = self._result(run.run_id, wall_s)
+            try:
+                run.log(params=_params(asked, result), metrics=_metrics(result), curves=_curves(result))
+            except TrackingError as error:
+                # The scores are committed and the audit has them: a record that is late must not fail the run.
+                self.notices.append(f"MLflow has no figures of this run: {error}")
+        return dataclasses.replace(result, notices=tuple(self.notices))
+
+    def _agree(self) -> Agreement:
+        from toolkit.engines import spark_score_setup
+
+        asked = self.asked
+        return spark_score_setup.agree(
             self.session,
             asked.input,
             asked.output,
@@ -75,40 +100,60 @@ class ScoreRun:
             replaces=asked.mode == "full",
             notices=self.notices,
         )
-        name = (str(self.model.spec["experiment"]) if self.model.spec else self.model.name) + EXPERIMENT_SUFFIX
-        tags = {"toolkit.verb": "score", "toolkit.model": str(self.model), "toolkit.output": asked.output.shown}
-        run = MlflowRun(tracking_uri=self.tracking_uri, experiment_name=name, run_name=f"score {self.model}", tags=tags)
-        with Lease(asked.state, asked.output.shown, self.settings.user) as lease, run:
-            scoring = self._scoring()  # once more: now nobody else changes it
-            self._check_state(scoring, agreement)
-            self.state.write(scoring)
-            self.progress.phase(f"scoring with {self.model}, engine {scoring.engine}")
-            self.engine = scoring.engine
-            self._run(scoring, agreement, run.run_id, lease)
-            wall_s = time.monotonic() - began_s
-            result = self._result(run.run_id, wall_s)
-            try:
-                run.log(params=_params(asked, result), metrics=_metrics(result), curves=_curves(result))
-            except TrackingError as error:
-                # The scores are committed and the audit has them: a record that is late must not fail the run.
-                self.notices.append(f"MLflow has no figures of this run: {error}")
-        return dataclasses.replace(result, notices=tuple(self.notices))
 
-    def _run(self, scoring: Scoring, agreement: Agreement, run_id: str, lease: Lease) -> None:
+    def _run(self, scoring: Scoring, agreement: Agreement | None, run_id: str, lease: Lease) -> None:
+        if agreement is None:
+            self._run_files(scoring, run_id, lease)
+            return
+        from toolkit.engines.spark_files_scoring import read_by_files
         from toolkit.engines.spark_score import SparkBatches
+        from toolkit.engines.spark_score_tables import DeltaSink
 
         asked = self.asked
         batches = SparkBatches(agreement, self.state, self.models.version, self.model, run_id, lease.check, self.on_batch)
+        if agreement.widened and isinstance(agreement.scores, DeltaSink):
+            agreement.scores.widen(agreement.widened)
         if asked.window is not None:
-            if scoring.generation.kind != "windows":
+            if scoring.generation.kind == "windows":
+                batches.run_window(scoring, asked.window, None)
+            elif scoring.engine == "files":
+                self._run_files(scoring, run_id, lease)
+                batches.run_window(scoring, asked.window, read_by_files(self.state, scoring, asked.input))
+            else:
                 batches.run_new_rows(scoring, asked.max_batch_gib)
-            batches.run_window(scoring, asked.window)
+                batches.run_window(scoring, asked.window, None)
         elif asked.input.kind == "jdbc":
             batches.run_all_rows(scoring)
         else:
             batches.run_new_rows(scoring, None if asked.mode == "full" else asked.max_batch_gib)
 
-    def _check_state(self, scoring: Scoring, agreement: Agreement) -> None:
+    def _run_files(self, scoring: Scoring, run_id: str, lease: Lease) -> None:
+        from toolkit.engines.spark_files_scoring import score_files
+
+        def on_batch(plan: Plan, counts: BatchCounts) -> None:
+            is_own = (plan.model, plan.version) == (self.model.name, self.model.version)
+            self.on_batch(plan, self.model if is_own else self.models.version(plan.model, plan.version), counts)
+
+        asked = self.asked
+        score_files(
+            self.session,
+            asked.input,
+            asked.output,
+            asked.quarantine,
+            self.models.version,
+            self.model,
+            asked.rules,
+            self.state,
+            scoring,
+            run_id=run_id,
+            overwrite=scoring.generation.kind == "full",
+            check_lease=lease.check,
+            on_batch=on_batch,
+            progress=self.progress.phase,
+            skip_change_commits=asked.skip_change_commits,
+        )
+
+    def _check_state(self, agreement: Agreement) -> None:
         """Raises ScoringError: output and state are not of the same past."""
         if self.asked.mode == "full":
             return
@@ -141,20 +186,13 @@ class ScoreRun:
         asked = self.asked
         found = self.state.read()
         if found is None or asked.mode == "full":
-            engine = self._choose_engine()
             kinds: dict[str, Any] = {"incremental": "incremental", "window": "windows", "full": "full"}
-            return Scoring(asked.input.shown, asked.output.shown, engine, Generation(uuid.uuid4().hex, kinds[asked.mode]))
+            return Scoring(asked.input.shown, asked.output.shown, self.engine, Generation(uuid.uuid4().hex, kinds[asked.mode]))
         if found.input != asked.input.shown:
             raise ScoringError(
                 "an output has one input",
                 got=f"{asked.input.shown}, after {found.input}",
                 next_step="name another --output, or --mode full",
-            )
-        if asked.engine not in ("auto", found.engine):
-            raise ScoringError(
-                "an output keeps its engine, for each knows its own progress",
-                got=f"--engine {asked.engine}, after {found.engine}",
-                next_step=f"leave it at {found.engine}, or change it with --mode full",
             )
         if asked.mode == "incremental" and found.generation.kind == "windows":
             raise ScoringError(
@@ -163,25 +201,6 @@ class ScoreRun:
                 next_step="name another --output, or score all with --mode full",
             )
         return found
-
-    def _choose_engine(self) -> score_state.Engine:
-        asked = self.asked
-        if asked.engine == "spark":
-            return "spark"
-        reason = self._not_for_files()
-        if asked.engine == "files" and reason:
-            raise ScoringError("--engine files must fit the tables", got=reason, next_step="use --engine spark")
-        return "spark" if reason else "files"
-
-    def _not_for_files(self) -> str:
-        asked = self.asked
-        if asked.where is not None:
-            return "--where, which is SQL"
-        if asked.mode == "window":
-            return "--mode window"
-        if self.model.kind != "portable":
-            return f"a model of the kind {self.model.kind}"
-        return "not built in"
 
     def _result(self, run_id: str, wall_s: float) -> ScoreResult:
         asked = self.asked

@@ -10,6 +10,7 @@ from toolkit.core.errors import ScoringError
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:
+    from toolkit.engines.score_state import Engine
     from toolkit.score import Asked
 
 # Times are UTC, in windows and in the JSON of bad rows; a crash of native code leaves its stack in the executor's log.
@@ -17,11 +18,13 @@ _OURS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
     "spark.python.worker.faulthandler.enabled": "true",
+    # Delta puts the log of every table into 50 parts, each a task, however small the log is.
+    "spark.databricks.delta.snapshotPartitions": "4",
 }
 
 
-def open_session(stack: ExitStack, asked: Asked, master: str | None, conf: Mapping[str, str], settings: Settings) -> Any:
-    """The active session, or one that ends with `stack`.
+def open_session(stack: ExitStack, asked: Asked, engine: Engine, master: str | None, conf: Mapping[str, str], settings: Settings) -> Any:
+    """The active session, or one that ends with `stack`. The engine `files` needs no Delta of Spark.
 
     Raises:
         ClusterError: Spark cannot start.
@@ -29,7 +32,7 @@ def open_session(stack: ExitStack, asked: Asked, master: str | None, conf: Mappi
     """
     from toolkit.engines import spark_delta, spark_session, spark_source
 
-    needs_delta = any(table.kind == "delta" for table in (asked.input, asked.output))
+    needs_delta = engine == "spark" and any(table.kind == "delta" for table in (asked.input, asked.output))
     if spark_session.active_session() is None:
         conf = {**_OURS, **conf}
     opened = spark_delta.open_session if needs_delta else spark_source.open_session

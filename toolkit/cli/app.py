@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolkit.cli import cleanup, doctor, explore, models, new, promote, sweep, train
+from toolkit.cli import cleanup, doctor, explore, ingest, models, new, promote, score, sweep, train
 from toolkit.cli.output import seal_stdout, show_warnings
 from toolkit.core.errors import Interrupted, UserError
 
@@ -47,6 +47,8 @@ app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("promote")(promote.promote)
 app.command("rollback")(models.rollback)
+app.command("ingest")(ingest.ingest)
+app.command("score")(score.score)
 app.command("cleanup")(cleanup.cleanup)
 
 

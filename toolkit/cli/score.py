@@ -14,6 +14,7 @@ from toolkit.cli.output import answer_stream, write_json, write_rows
 from toolkit.cli.spark import SparkConf, SparkMaster, conf_of
 
 if TYPE_CHECKING:
+    from toolkit.core.errors import UserError
     from toolkit.core.scoring_result import ScoreResult
 
 
@@ -42,17 +43,15 @@ class MulticlassName(StrEnum):
 
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered name (its @champion), NAME@ALIAS or NAME/VERSION.")],
-    input: Annotated[
-        str, typer.Option(metavar="TABLE", help="Delta, Parquet or CSV path, catalog.schema.table, or jdbc:URL#TABLE.")
-    ],
-    output: Annotated[
-        str, typer.Option(metavar="TABLE", help="Delta path (a new one is Delta), parquet:PATH or catalog.schema.table.")
-    ],
+    input: Annotated[str, typer.Option(metavar="TABLE", help="Delta, Parquet or CSV path, catalog.schema.table, or jdbc:URL#TABLE.")],
+    output: Annotated[str, typer.Option(metavar="TABLE", help="Delta path (a new one is Delta), parquet:PATH or catalog.schema.table.")],
     mode: Annotated[
         ModeName,
         typer.Option(metavar="incremental|window|full", help="What is new; a span of time again; or all anew, replacing the output."),
     ] = ModeName.INCREMENTAL,
-    from_: Annotated[str | None, typer.Option("--from", metavar="T", help="Begin of the window, UTC: 2026-11-01 or 2026-11-01T06:00.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="T", help="Begin of the window: 2026-11-01 or 2026-11-01T06:00, UTC.")
+    ] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="T", help="Its end, not in it.")] = None,
     time_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that --from and --to are about.")] = None,
     engine: Annotated[
@@ -63,7 +62,7 @@ def score(
     keep: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="Input column in the output, beside the key; repeatable. Default: all.")
     ] = None,
-    key: Annotated[str | None, typer.Option(metavar="COLUMN", help="Must not be null; default: the model's, where the input has it.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="COLUMN", help="Must not be null; default: the model's, if it is there.")] = None,
     duplicates: Annotated[
         DuplicatesName,
         typer.Option(metavar="keep|quarantine|refuse", help="Rows whose key occurs more than once in a batch."),
@@ -75,9 +74,7 @@ def score(
     multiclass: Annotated[
         MulticlassName, typer.Option(metavar="array|argmax", help="All classes' probabilities, or that of the likeliest.")
     ] = MulticlassName.ARRAY,
-    explain: Annotated[
-        int, typer.Option(metavar="K", help="Add the K largest contributions (SHAP) to each prediction; XGBoost.")
-    ] = 0,
+    explain: Annotated[int, typer.Option(metavar="K", help="Add the K largest contributions (SHAP) to each prediction; XGBoost.")] = 0,
     state: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Plans, checkpoints and lease; default: _toolkit in the output's folder.")
     ] = None,
@@ -86,9 +83,7 @@ def score(
         typer.Option("--skip-change-commits", help="Leave out commits of a Delta input that change or delete rows, instead of refusing."),
     ] = False,
     max_batch_gib: Annotated[float, typer.Option(metavar="GIB", help="More new input than this is scored in several batches.")] = 10.0,
-    every: Annotated[
-        str | None, typer.Option(metavar="INTERVAL", help="Run now and every 30s, 15m, 1h or 1d, until stopped.")
-    ] = None,
+    every: Annotated[str | None, typer.Option(metavar="INTERVAL", help="Run now and every 30s, 15m, 1h or 1d, until stopped.")] = None,
     metrics_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Figures of the last run as Prometheus text, for node_exporter.")
     ] = None,
@@ -156,7 +151,14 @@ def score(
 
 
 def _again_and_again(once: Callable[[], None], interval: str) -> None:
-    raise NotImplementedError
+    from toolkit.core import schedules
+
+    def failed(error: UserError, num_failures: int) -> None:
+        again = "" if num_failures == 1 else f" ({num_failures} runs in a row)"
+        sys.stderr.write(f"error{again}: {error}\n")
+
+    num_runs = schedules.every(once, schedules.parse_every(interval), failed=failed)
+    sys.stderr.write(f"stopped after {num_runs} runs\n")
 
 
 def summary(result: ScoreResult) -> tuple[str, list[tuple[str, str]]]:

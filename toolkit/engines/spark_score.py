@@ -100,15 +100,18 @@ class SparkBatches:
         """Score a table that has no stream as one batch, which replaces the output."""
         self.execute(self.reader.all_rows(), self._new_plan(scoring, {"read": self.reader.table.shown}, overwrite=True))
 
-    def run_window(self, scoring: Scoring, window: tuple[str, str, str]) -> None:
+    def run_window(self, scoring: Scoring, window: tuple[str, str, str], source: Mapping[str, Any] | None) -> None:
         """Score a span of time as one batch, which replaces that span in the output. Of a window that was broken off, the rest comes first.
 
-        Rows that no batch of the stream had are left to it: they would be scored twice.
+        Rows that no batch has had yet are left to the batch that will: they would be scored twice.
+
+        Args:
+            source: what batches have had, as `Reader.rows_of` takes it; None for what the checkpoint says.
         """
         last = self.state.last_plan()
         if last is not None and last.window is not None and last.generation == scoring.generation.id and not self.state.is_finished(last):
             self.execute(self._window_rows(last.source, last.window), last)
-        source = self.reader.snapshot(self.state.checkpoint(scoring.generation))
+        source = source or self.reader.snapshot(self.state.checkpoint(scoring.generation))
         self.execute(self._window_rows(source, window), self._new_plan(scoring, source, overwrite=False, window=window))
 
     def _window_rows(self, source: Mapping[str, Any], window: tuple[str, str, str]) -> DataFrame:

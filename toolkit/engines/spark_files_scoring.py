@@ -1,0 +1,485 @@
+"""Engine `files`: Spark only hands out lists of Parquet files. Each task reads, checks, predicts and writes some (`files_tasks`), and the
+driver commits a batch once, its quarantine first.
+
+A batch is planned before anything of it is written, and a plan whose batch was not recorded is executed again: the same rows with the same
+model. What a killed attempt left behind has a name of its own and is removed after the batch is committed, when no other attempt can be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import logging
+import math
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from toolkit.core.errors import ScoringError, nearest
+from toolkit.core.scoring import BatchCounts, RowRules, ScoringModel, Stamp
+from toolkit.core.table_names import TableName
+from toolkit.engines import files_tasks
+from toolkit.engines.delta_files import SourceFile
+from toolkit.engines.files_tables import Output, Rows, eligible, input_of, output_of
+from toolkit.engines.files_tasks import Done, Job, Piece, WrittenFile, job_of
+from toolkit.engines.score_state import RESTORE, Plan, ScoreState, Scoring, write_json
+from toolkit.engines.spark_session import is_classic
+from toolkit.engines.spark_tables import one_line
+
+TASKS_A_CORE = 4
+MIN_TASK_BYTES, MAX_TASK_BYTES = 8 * 2**20, 128 * 2**20
+FILE_COST_BYTES = 2**20
+"""Opening a file takes as long as reading so much."""
+
+_CRASHES = ("Python worker exited unexpectedly (crashed)", "PYTHON_WORKER_EXITED", "Python worker process terminated")
+
+_logger = logging.getLogger("toolkit")
+
+
+def score_files(
+    session: Any,
+    source: TableName,
+    output: TableName,
+    quarantine: TableName,
+    model_of: Callable[[str, int], ScoringModel],
+    model: ScoringModel,
+    rules: RowRules,
+    state: ScoreState,
+    scoring: Scoring,
+    *,
+    run_id: str,
+    overwrite: bool,
+    check_lease: Callable[[], None],
+    on_batch: Callable[[Plan, BatchCounts], None],
+    progress: Callable[[str], None],
+    skip_change_commits: bool = False,
+) -> list[tuple[Plan, BatchCounts]]:
+    """Score what no batch of this generation had: first the last batch, if it was not finished, then all that is new, as one batch.
+
+    Args:
+        quarantine: of the output's kind; made when the first bad row is found.
+        model_of: fetches a pinned version.
+        model: portable; of batches that are not planned yet.
+        scoring: its generation decides what was scored before.
+        overwrite: the generation's first batch reads all of the input and replaces the output. The quarantine stays.
+        check_lease: raises where the output is no longer ours.
+        on_batch: told after everything of a batch is written; once more where a kill came in between.
+        progress: told what is done now, in a few words.
+
+    Raises:
+        ScoringError: the tables are not `eligible`, or a rule of theirs is broken; too many bad rows, and nothing of the batch is committed;
+            another run has written meanwhile.
+    """
+    reason = eligible(source, output) or eligible(source, quarantine)
+    if not is_classic(session):
+        reason = "Spark Connect reaches no files of this machine"
+    if model.kind != "portable":
+        reason = f"{model} has no toolkit_model/spec.json"
+    if reason:
+        raise ScoringError("--engine files must fit the tables", got=reason, next_step="use --engine spark")
+    files = _Files(session, source, output, quarantine, rules, state, check_lease, progress, skip_change_commits)
+    done: list[tuple[Plan, BatchCounts]] = []
+
+    def execute(plan: Plan, pinned: ScoringModel) -> None:
+        counts = files.execute(plan, pinned)
+        on_batch(plan, counts)
+        write_json(files.mark(plan, "recorded"), dataclasses.asdict(counts))
+        done.append((plan, counts))
+
+    past = _past(state, scoring)
+    anew = overwrite and not past
+    if past and not files.mark(past[-1], "recorded").exists():
+        last = past[-1]
+        execute(last, model if (last.model, last.version) == (model.name, model.version) else model_of(last.model, last.version))
+    news = files.news(past, anew=anew)
+    if news is not None:
+        plan = Plan(
+            batch_id=news[0],
+            generation=scoring.generation.id,
+            source=news[1],
+            model=model.name,
+            version=model.version,
+            scored_at_utc=datetime.datetime.now(datetime.UTC),
+            overwrite=anew,
+            extra={"engine": "files", "run_id": run_id},
+        )
+        check_lease()
+        state.write_plan(plan)
+        execute(plan, model)
+    return done
+
+
+def _past(state: ScoreState, scoring: Scoring) -> list[Plan]:
+    """The plans of this generation by this engine, by number."""
+    plans = (state.plan(number) for number in state.plan_numbers())
+    return [plan for plan in plans if plan.generation == scoring.generation.id and plan.extra.get("engine") == "files"]
+
+
+class _Files:
+    """Batches of one input for one output."""
+
+    def __init__(
+        self,
+        session: Any,
+        source: TableName,
+        output: TableName,
+        quarantine: TableName,
+        rules: RowRules,
+        state: ScoreState,
+        check_lease: Callable[[], None],
+        progress: Callable[[str], None],
+        skip_change_commits: bool,
+    ) -> None:
+        self._session, self._source, self._output, self._quarantine, self._rules = session, source, output, quarantine, rules
+        self._state, self._check_lease, self._progress = state, check_lease, progress
+        self._input = input_of(source, skip_change_commits=skip_change_commits)
+
+    def news(self, past: Sequence[Plan], *, anew: bool) -> tuple[int, Mapping[str, Any]] | None:
+        """Number and source of the next batch."""
+        output, quarantine = output_of(self._output), output_of(self._quarantine)
+        source = self._input.news(past, output, quarantine, anew=anew)
+        if source is None:
+            return None
+        taken = [*self._state.plan_numbers()[-1:], *(each.last_batch for each in (output, quarantine) if each.last_batch is not None)]
+        return max(taken, default=-1) + 1, source
+
+    def mark(self, plan: Plan, word: str) -> Path:
+        """A file beside the plan."""
+        return self._state.folder / "plans" / f"{plan.batch_id:09d}.{word}"
+
+    def execute(self, plan: Plan, model: ScoringModel) -> BatchCounts:
+        """Score and write a batch, or what of it is not written yet."""
+        # Opened before anything is read: a commit fails where another run's came after this moment.
+        output, quarantine = output_of(self._output), output_of(self._quarantine)
+        if output.last_batch is not None and output.last_batch >= plan.batch_id:
+            counts = output.counts(plan.batch_id)
+            if counts is None:
+                raise ScoringError(
+                    "the log must have every batch", got=f"no batch {plan.batch_id} in {self._output.shown}", next_step=RESTORE
+                )
+            return counts
+        self._progress(f"batch {plan.batch_id}: reading the file list")
+        rows = self._input.rows(plan.source)
+        schema = _Schemas.of(rows.columns, output, quarantine, model, self._rules, plan, self._source, self._output)
+        attempt = f"{_batch_name(plan)}-{uuid.uuid4().hex[:12]}"
+        folders = {"scores_folder": output.files_folder(plan.batch_id), "quarantine_folder": quarantine.files_folder(plan.batch_id)}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        job = job_of(
+            model, self._rules, Stamp.of(model, str(plan.extra["run_id"]), plan.batch_id, plan.scored_at_utc), schema.columns,
+            scores=schema.scores, quarantine=schema.quarantine, prefix=attempt, guarded=self.mark(plan, "crashed").exists(),
+            duplicated=self._duplicated_keys(rows, schema.columns), **{name: str(folder) for name, folder in folders.items()},
+        )  # fmt: skip
+        try:
+            done = self._run(job, plan, rows, model)
+            counts = _counts(done)
+            self._check_share(counts)
+        except BaseException:
+            for folder in folders.values():
+                _remove(folder, attempt)
+            raise
+        # From here on a log may name this attempt's files, whatever an exception says: they stay.
+        self._commit(plan, model, job, done, counts, output, quarantine)
+        return counts
+
+    def _run(self, job: Job, plan: Plan, rows: Rows, model: ScoringModel) -> list[Done]:
+        tasks = divide(rows.files, self._session.sparkContext.defaultParallelism)
+        self._progress(f"batch {plan.batch_id}: scoring {len(rows.files)} files in {len(tasks)} tasks")
+        try:
+            done = self._run_tasks(job, tasks, model.payload)
+        except Exception as error:  # py4j's and pyspark's have no common base
+            if job.guarded or not any(text in str(error) for text in _CRASHES):
+                with one_line(self._source.shown, "check the input, and that the output can be written to"):
+                    raise
+            # Kept, for a batch that is executed again must find the same bad rows.
+            write_json(self.mark(plan, "crashed"), {"reason": str(error)[:500]})
+            _logger.warning("a Python worker was ended by native code: batch %d is scored again, row by row where it must", plan.batch_id)
+            return self._run(dataclasses.replace(job, guarded=True, prefix=f"{job.prefix}-guarded"), plan, rows, model)
+        problem = next((each.problem for each in done if each.problem), "")
+        if problem:
+            raise ScoringError(problem)
+        return done
+
+    def _run_tasks(self, job: Job, tasks: Sequence[Sequence[Piece]], payload: bytes) -> list[Done]:
+        if not tasks:
+            return []
+        context = self._session.sparkContext
+        shared, tag = context.broadcast((job, payload)), f"toolkit-{uuid.uuid4().hex}"
+
+        def run(numbered: tuple[int, Sequence[Piece]]) -> Done:
+            number, pieces = numbered
+            return files_tasks.run(shared.value[0], number, pieces, lambda: shared.value[1])
+
+        context.addJobTag(tag)
+        try:
+            found: list[Done] = context.parallelize(list(enumerate(tasks)), len(tasks)).map(run).collect()
+            return found
+        except BaseException:
+            context.cancelJobsWithTag(tag)
+            raise
+        finally:
+            context.removeJobTag(tag)
+            shared.destroy()
+
+    def _duplicated_keys(self, rows: Rows, columns: pa.Schema) -> pa.Array | None:
+        """The keys that the batch has more than once; None where they do not matter.
+
+        Raises:
+            ScoringError: there are some, and they were to be refused.
+        """
+        key, rules = self._rules.key, self._rules
+        if key is None or rules.duplicates == "keep" or not rows.files:
+            return None
+        self._progress(f"looking for copies of {key!r}")
+        if any(key in file.piece.values for file in rows.files):
+            raise ScoringError("the key must not be a column of partitions", got=repr(key), next_step="use --engine spark")
+        schema = from_arrow_schema(pa.schema([columns.field(key)]))
+        with one_line(self._source.shown, "check the input"):
+            paths = [re.sub(r"([\\{}\[\]*?])", r"\\\1", f"file://{file.piece.path}") for file in rows.files]
+            frame = self._session.read.schema(schema).parquet(*paths).withColumnRenamed(key, "key")
+            copies = frame.where("key IS NOT NULL").groupBy("key").agg(F.count(F.lit(1)).alias("copies")).where("copies > 1").toArrow()
+        if rules.duplicates == "refuse" and copies.num_rows:
+            raise ScoringError(
+                f"input: the key {key!r} must be unique within a batch",
+                got=f"{pc.sum(copies['copies']).as_py():,} rows with a key that another row has",
+                next_step="drop the copies, or choose --duplicates quarantine or keep",
+            )
+        return copies["key"].combine_chunks().cast(columns.field(key).type)
+
+    def _check_share(self, counts: BatchCounts) -> None:
+        if counts.num_quarantined_rows and counts.bad_share > self._rules.max_bad_share:
+            reasons = ", ".join(f"{number:,} {why}" for why, number in sorted(counts.reasons.items(), key=lambda item: -item[1])[:5])
+            raise ScoringError(
+                f"at most {self._rules.max_bad_share:.3g} of a batch's rows may be bad (--max-bad-share)",
+                got=f"{counts.num_quarantined_rows:,} of {counts.num_input_rows:,}: {reasons}",
+                next_step="nothing of the batch was written: raise the limit, or mend the input and score it anew with --mode full",
+            )
+
+    def _commit(
+        self, plan: Plan, model: ScoringModel, job: Job, done: Sequence[Done], counts: BatchCounts, output: Output, quarantine: Output
+    ) -> None:
+        progress = self._input.progress(plan.source)
+        facts = {
+            "generation": plan.generation,
+            "source": dict(plan.source),
+            "model": model.name,
+            "version": model.version,
+            "sha256": model.sha256,
+            "counts": dataclasses.asdict(counts),
+        }
+        self._progress(f"batch {plan.batch_id}: committing")
+        good = [each.scores for each in done if each.scores is not None]
+        bad = [each.quarantine for each in done if each.quarantine is not None]
+        self._check_there(plan, Path(job.scores_folder), good)
+        self._check_there(plan, Path(job.quarantine_folder), bad)
+        is_quarantined = _is_quarantined(plan, quarantine, progress)
+        if bad and not is_quarantined:
+            self._check_lease()
+            quarantine.commit(plan.batch_id, bad, job.quarantine, overwrite=False, progress=progress, facts=facts)
+        self._check_lease()
+        output.commit(plan.batch_id, good, job.scores, overwrite=plan.overwrite, progress=progress, facts=facts)
+        # The batch is this attempt's: no other can be committed. But the quarantine may be an earlier one's.
+        batch = _batch_name(plan)
+        _remove(Path(job.scores_folder), batch, [file.name for file in good])
+        if is_quarantined:
+            _remove(Path(job.quarantine_folder), job.prefix)
+        else:
+            _remove(Path(job.quarantine_folder), batch, [file.name for file in bad])
+
+    def _check_there(self, plan: Plan, folder: Path, files: Sequence[WrittenFile]) -> None:
+        for file in files:
+            path = folder / file.name
+            if path.is_file() and path.stat().st_size == file.num_bytes:
+                continue
+            last = output_of(self._output).last_batch
+            if last is not None and last >= plan.batch_id:
+                raise ScoringError(
+                    "one run at a time must write to an output", got=f"batch {last} of another run in {self._output.shown}",
+                    next_step="run it again: it goes on after that one's batch",
+                )  # fmt: skip
+            raise ScoringError(
+                "--engine files: input and output on a disk that all machines share",
+                got=f"no {path}, which a task has written, on the driver's",
+                next_step="use a Volume or a mounted disk, or --engine spark",
+            )
+
+
+def _is_quarantined(plan: Plan, quarantine: Output, progress: tuple[str, int] | None) -> bool:
+    """By an attempt at this batch; also one whose plan is lost, by the input's version."""
+    if quarantine.last_batch is not None and quarantine.last_batch >= plan.batch_id:
+        return True
+    if progress is None or plan.overwrite:
+        return False
+    done = quarantine.progress(progress[0])
+    return done is not None and done >= progress[1]
+
+
+def _counts(done: Sequence[Done]) -> BatchCounts:
+    reasons, unseen = Counter[str](), Counter[str]()
+    for each in done:
+        reasons.update(each.reasons)
+        unseen.update(each.unseen)
+    counts = BatchCounts(
+        num_input_rows=sum(each.num_input_rows for each in done),
+        num_scored_rows=sum(each.scores.num_rows for each in done if each.scores is not None),
+        num_quarantined_rows=sum(each.quarantine.num_rows for each in done if each.quarantine is not None),
+        reasons=dict(reasons),
+        unseen=dict(unseen),
+    )
+    counts.check()
+    assert sum(reasons.values()) == counts.num_quarantined_rows, "every bad row has a reason"
+    return counts
+
+
+def _batch_name(plan: Plan) -> str:
+    """What the names of all files of a batch begin with. A generation's numbers are never used again."""
+    return f"batch-{plan.generation[:8]}-{plan.batch_id:09d}"
+
+
+def _remove(folder: Path, prefix: str, keep: Collection[str] = ()) -> None:
+    for pattern in (f"{prefix}-*", f".{prefix}-*"):
+        for path in folder.glob(pattern):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there are others in it
+        folder.rmdir()
+
+
+# ---- work
+
+
+def divide(files: Sequence[SourceFile], num_cores: int) -> list[list[Piece]]:
+    """Into tasks of about the same number of bytes: large files by their row groups, small ones together. The largest come first."""
+    total = sum(file.num_bytes + FILE_COST_BYTES for file in files)
+    task_bytes = min(max(total / (num_cores * TASKS_A_CORE), MIN_TASK_BYTES), MAX_TASK_BYTES)
+    pieces: list[tuple[float, Piece]] = []
+    for file in files:
+        num_parts = math.ceil(file.num_bytes / task_bytes)
+        if num_parts > 1:
+            with contextlib.suppress(OSError, pa.ArrowInvalid):  # the task says what is wrong with it
+                num_parts = max(1, min(num_parts, pq.read_metadata(file.piece.path).num_row_groups))
+        parts = (dataclasses.replace(file.piece, part=part, num_parts=num_parts) for part in range(max(num_parts, 1)))
+        pieces += [(file.num_bytes / max(num_parts, 1) + FILE_COST_BYTES, part) for part in parts]
+    tasks: list[list[Piece]] = []
+    filled = math.inf
+    for num_bytes, piece in sorted(pieces, key=lambda each: (-each[0], each[1].path, each[1].part)):
+        if filled + num_bytes > task_bytes:
+            tasks.append([])
+            filled = 0.0
+        tasks[-1].append(piece)
+        filled += num_bytes
+    return tasks
+
+
+# ---- schemas
+
+
+@dataclass(frozen=True)
+class _Schemas:
+    """`columns`: the input's, of the types that the output has."""
+
+    columns: pa.Schema
+    scores: pa.Schema
+    quarantine: pa.Schema
+
+    @classmethod
+    def of(
+        cls,
+        columns: pa.Schema,
+        output: Output,
+        quarantine: Output,
+        model: ScoringModel,
+        rules: RowRules,
+        plan: Plan,
+        source: TableName,
+        output_name: TableName,
+    ) -> _Schemas:
+        """Raises ScoringError: a column is missing or of a wrong type, or the output has others."""
+        check_columns(columns, model, rules, source.shown)
+        with_batch_id = output_name.kind == "delta"
+        scores = files_tasks.scores_schema(columns, model, rules, with_batch_id=with_batch_id)
+        there = None if plan.overwrite and not with_batch_id else output.columns
+        if there is not None:
+            columns, scores = _fitted(columns, scores, there, output_name.shown)
+        bad = files_tasks.quarantine_schema(columns, rules, with_batch_id=with_batch_id)
+        bad_there = quarantine.columns
+        if bad_there is not None:
+            _, bad = _fitted(bad, bad, bad_there, "the quarantine")
+        return cls(columns, scores, bad)
+
+
+def check_columns(columns: pa.Schema, model: ScoringModel, rules: RowRules, location: str) -> None:
+    """Raises ScoringError: a column that is needed is missing, or can never hold what the model takes."""
+    wanted = {feature.name: "the feature" for feature in model.features}
+    wanted |= dict.fromkeys(rules.keep or (), "--keep") | ({rules.key: "the key"} if rules.key else {})
+    for name, what in wanted.items():
+        if columns.names.count(name) != 1:
+            raise ScoringError(f"input: {what} {name!r} must be a column of {location}", got="none", next_step=nearest(name, columns.names))
+    for feature in model.features:
+        found = columns.field(feature.name).type
+        is_number = any(fits(found) for fits in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean))
+        if feature.categories is None:
+            fits = is_number or pa.types.is_string(found) or pa.types.is_null(found)
+        else:
+            fits = pa.types.is_string(found) if any(isinstance(value, str) for value in feature.categories) else is_number
+        if not fits:
+            shown = "numbers" if feature.categories is None else f"values such as {feature.categories[0]!r}"
+            raise ScoringError(
+                f"input: feature {feature.name!r} must hold {shown} ({location})", got=found,
+                next_step="correct the table, or score with a model that was trained on it as it is",
+            )  # fmt: skip
+
+
+def _fitted(columns: pa.Schema, written: pa.Schema, there: pa.Schema, shown: str) -> tuple[pa.Schema, pa.Schema]:
+    """Both in the types of the table that is there, and `written` in its order; what it lacks is left out, with a notice."""
+    new = [name for name in written.names if name not in there.names]
+    ignored = [name for name in new if name in columns.names]
+    differences = [f"no {name}" for name in new if name not in ignored]
+    differences += [f"{name} beside what is scored now" for name in there.names if name not in written.names]
+    for name in written.names:
+        if name in there.names and not _widens(written.field(name).type, there.field(name).type):
+            differences.append(f"{name} as {there.field(name).type} instead of {written.field(name).type}")
+    if differences:
+        raise ScoringError(
+            f"output: {shown} must have the columns that are written", got=", ".join(differences[:5]),
+            next_step="score to another output, or drop it and use --mode full",
+        )  # fmt: skip
+    if ignored:
+        _logger.warning("columns that %s has not are left out: %s", shown, ", ".join(ignored))
+    fitted = [
+        pa.field(each.name, there.field(each.name).type) if each.name in there.names and each.name in written.names else each
+        for each in columns
+    ]
+    return pa.schema(fitted), pa.schema([pa.field(name, there.field(name).type) for name in there.names])
+
+
+def _widens(narrow: pa.DataType, wide: pa.DataType) -> bool:
+    """Whether values of one type are values of the other. Labels of another engine may be shorter numbers."""
+    if pa.types.is_nested(narrow):
+        return str(narrow).replace("element", "item") == str(wide).replace("element", "item")
+    both = (narrow, wide)
+    if all(pa.types.is_signed_integer(each) for each in both) or all(pa.types.is_floating(each) for each in both):
+        return bool(narrow.bit_width <= wide.bit_width)
+    return bool(narrow == wide) or pa.types.is_null(narrow)
+
+
+def read_by_files(state: ScoreState, scoring: Scoring, source: TableName) -> dict[str, Any] | None:
+    """What this generation's batches have had, as `spark_score_tables.Reader.rows_of` takes it; None before the first."""
+    past = _past(state, scoring)
+    if not past:
+        return None
+    if past[-1].source["kind"] == "delta":
+        return {"version": past[-1].source["version"]}
+    assert source.path is not None
+    return {"files": [(source.path / name if name else source.path).as_uri() for plan in past for name in plan.source["files"]]}
