@@ -208,14 +208,51 @@ CLEANUP_FIELDS = {
     "items": "list of what was found: kind, name, size, why, and what became of it",
 }
 
+INGEST_FIELDS = {
+    "experiment": "name of the experiment",
+    "output": "the table",
+    "format": "`delta`, `parquet` or `catalog`",
+    "num_rows": "rows of the table now",
+    "num_new_rows": "rows that were added",
+    "changed": "whether anything was written",
+    "wall_s": "seconds from the call to the result",
+    "table_version": "of a Delta table; `null` for others",
+}
+
+SCORE_FIELDS = {
+    "model": "registered name",
+    "version": "what new batches were scored with",
+    "mode": "`incremental`, `window` or `full`",
+    "engine": "`spark` or `files`",
+    "num_input_rows": "rows of this run's batches: scored and quarantined",
+    "num_scored_rows": "rows that were written to the output",
+    "num_quarantined_rows": "rows that were written to the quarantine",
+    "num_batches": "batches of this run; 0 where nothing was new",
+    "wall_s": "seconds from the call to the result, Spark's start included",
+    "rows_per_s": "`num_scored_rows / wall_s`",
+    "high_watermark": "how far the input was read: `version N` of a Delta table, the end of a window; `null` before the first batch",
+    "input": "the table that was read, without secrets",
+    "output": "the table of scores",
+    "quarantine": "the table of rows that could not be scored",
+    "audit": "the table with a row a batch",
+    "mlflow_run_id": "MLflow's run of this scoring",
+    "bad_share": "`num_quarantined_rows / num_input_rows`",
+    "quarantine_reasons": "rows by reason",
+    "unseen_categories": "values that training did not see, by feature",
+    "replayed_batches": "batches that an earlier run had begun with another version: number -> `NAME/VERSION`",
+    "model_age_s": "seconds since that version was registered",
+}
+
 JSON_FIELDS = {
     "cleanup": CLEANUP_FIELDS,
     "doctor": DOCTOR_FIELDS,
     "explore": EXPLORE_FIELDS,
+    "ingest": INGEST_FIELDS,
     "models": MODELS_FIELDS,
     "new": NEW_FIELDS,
     "promote": PROMOTE_FIELDS,
     "rollback": ROLLBACK_FIELDS,
+    "score": SCORE_FIELDS,
     "sweep": SWEEP_FIELDS,
     "train": TRAIN_FIELDS,
 }
