@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from toolkit.core.space import Branch, Categorical, Float, Int
     from toolkit.engines.data_files import RemoteFiles, files_for
     from toolkit.engines.tables import read_table
+    from toolkit.score_udf import spark_udf
+    from toolkit.scores import read_scores
 
 # The verb is not among them: `toolkit.sweep` is its module, and which of the two a name meant would depend on what was imported
 # before. The function is `from toolkit.sweep import sweep`.
@@ -58,7 +60,9 @@ __all__ = [
     "UserError",
     "XGBoost",
     "files_for",
+    "read_scores",
     "read_table",
+    "spark_udf",
 ]
 
 _HOMES = {
@@ -78,7 +82,9 @@ _HOMES = {
     "Int": "core.space",
     "RemoteFiles": "engines.data_files",
     "files_for": "engines.data_files",
+    "read_scores": "scores",
     "read_table": "engines.tables",
+    "spark_udf": "score_udf",
 }
 
 

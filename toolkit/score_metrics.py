@@ -12,7 +12,7 @@ from toolkit.core.errors import ScoringError
 from toolkit.core.scoring_result import ScoreResult
 
 if TYPE_CHECKING:
-    from toolkit.score import Asked
+    from toolkit.score_asked import Asked
 
 
 class Metrics:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ScoringError, TrackingError
 from toolkit.core.progress import SearchProgress
-from toolkit.core.scoring import BatchCounts, ScoringModel
+from toolkit.core.scoring import STATE_FOLDER, BatchCounts, ScoringModel
 from toolkit.core.scoring_result import ScoreResult
 from toolkit.engines.lease import Lease
 from toolkit.engines.score_state import RESTORE, Generation, Plan, ScoreState, Scoring
@@ -19,7 +19,7 @@ from toolkit.settings import Settings
 if TYPE_CHECKING:
     from toolkit.engines.score_state import Engine
     from toolkit.engines.spark_score_setup import Agreement
-    from toolkit.score import Asked, Models
+    from toolkit.score_asked import Asked, Models
 
 EXPERIMENT_SUFFIX = "-scoring"
 
@@ -66,7 +66,9 @@ class ScoreRun:
         name = (str(self.model.spec["experiment"]) if self.model.spec else self.model.name) + EXPERIMENT_SUFFIX
         tags = {"toolkit.verb": "score", "toolkit.model": str(self.model), "toolkit.output": asked.output.shown}
         run = MlflowRun(tracking_uri=self.tracking_uri, experiment_name=name, run_name=f"score {self.model}", tags=tags)
-        with Lease(asked.state, asked.output.shown, self.settings.user) as lease, run:
+        # Beside the output, wherever the state is: two runs may have been told different ones.
+        place = asked.state if asked.output.path is None else asked.output.path / STATE_FOLDER
+        with Lease(place, asked.output.shown, self.settings.user) as lease, run:
             scoring = self._scoring()  # once more: now nobody else changes it
             if agreement is not None:
                 self._check_state(agreement)

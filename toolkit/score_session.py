@@ -11,7 +11,7 @@ from toolkit.settings import Settings
 
 if TYPE_CHECKING:
     from toolkit.engines.score_state import Engine
-    from toolkit.score import Asked
+    from toolkit.score_asked import Asked
 
 # Times are UTC, in windows and in the JSON of bad rows; a crash of native code leaves its stack in the executor's log.
 _OURS = {

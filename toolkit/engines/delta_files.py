@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from toolkit.core.errors import ScoringError
 from toolkit.core.scoring import BatchCounts
-from toolkit.engines.files_tasks import Piece, WrittenFile
+from toolkit.engines.files_tasks import Piece
+from toolkit.engines.files_writer import WrittenFile
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -87,7 +88,8 @@ def files_added(found: Snapshot, after: int, *, skip_change_commits: bool) -> li
             raise ScoringError(
                 "input: rows of a Delta table that is scored incrementally must not be updated or deleted",
                 got=f"{operation or 'a commit'} in version {version} of {found.folder}",
-                next_step="--skip-change-commits leaves such commits out whole (their rows are not scored, old scores stay); or --mode full",
+                next_step="--skip-change-commits leaves such commits out whole (their rows are not scored, old scores stay); or use "
+                "--mode full",
             )
         for add in adds:
             if add.get("deletionVector"):
@@ -163,7 +165,7 @@ class DeltaOutput:
                 create_table_with_add_actions(str(self.folder), schema, actions, mode="error", commit_properties=properties)
             else:
                 mode = "overwrite" if overwrite else "append"
-                self._table.create_write_transaction(actions, mode, schema, commit_properties=properties)
+                self._table.create_write_transaction([*actions], mode, schema, commit_properties=properties)
         except (CommitFailedError, DeltaError) as error:
             raise ScoringError(
                 "one run at a time must write to an output", got=f"{error} in {self.folder}",
@@ -191,7 +193,7 @@ def problem_of_source(folder: Path) -> str:
     for name in table.metadata().partition_columns:
         if not any(fits(columns.field(name).type) for fits in _PARTITION_TYPES):
             return f"{folder} is partitioned by {name!r}, which is {columns.field(name).type}"
-    if "deletionVectors" in (table.protocol().reader_features or []) and any(len(batch) for batch in table.deletion_vectors()):
+    if "deletionVectors" in (table.protocol().reader_features or []) and _has_hidden_rows(table):
         return f"{folder} has deletion vectors"
     return ""
 
@@ -245,7 +247,7 @@ def _columns(table: DeltaTable) -> pa.Schema:
 
 def _all_files(found: Snapshot) -> list[SourceFile]:
     table = _open(found.folder, found.version)
-    if "deletionVectors" in (table.protocol().reader_features or []) and any(len(batch) for batch in table.deletion_vectors()):
+    if "deletionVectors" in (table.protocol().reader_features or []) and _has_hidden_rows(table):
         raise _hidden_rows(found.folder)
     adds = pa.table(table.get_add_actions(flatten=False))
     names = table.metadata().partition_columns
@@ -283,6 +285,10 @@ def _log(folder: Path, version: int) -> list[dict[str, Any]]:
             "input: the log of every version since the last scoring must be there", got=f"none of version {version} in {folder}",
             next_step="score more often than delta.logRetentionDuration, and now all anew with --mode full",
         ) from error  # fmt: skip
+
+
+def _has_hidden_rows(table: DeltaTable) -> bool:
+    return bool(pa.table(table.deletion_vectors().read_all()).num_rows)
 
 
 def _hidden_rows(folder: Path) -> ScoringError:

@@ -6,6 +6,9 @@ machines share.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +23,18 @@ from toolkit.core.scoring import BatchCounts
 from toolkit.core.table_names import TableName
 from toolkit.engines import delta_files, parquet_batches
 from toolkit.engines.delta_files import NO_VERSION, DeltaOutput, SourceFile
-from toolkit.engines.files_tasks import UTC_MICROSECONDS, Piece, WrittenFile
+from toolkit.engines.files_columns import UTC_MICROSECONDS
+from toolkit.engines.files_tasks import Piece
+from toolkit.engines.files_writer import WrittenFile
 from toolkit.engines.score_state import RESTORE, Plan
 
 PARQUET_ENDINGS = (".parquet", ".parq")
 _FOOTER_THREADS = 16
+
+TASKS_A_CORE = 4
+MIN_TASK_BYTES, MAX_TASK_BYTES = 8 * 2**20, 128 * 2**20
+FILE_COST_BYTES = 2**20
+"""Opening a file takes as long as reading so much."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class DeltaInput:
             version = quarantined if quarantined is not None and after < quarantined <= version else version
         if after > version:
             raise ScoringError(
-                "input: the table must have all that was scored before", got=f"version {version} of {self._folder}, after version {after} was scored",
+                "input: the table must have all that was scored before", got=f"version {version} of {self._folder}, after {after} was scored",
                 next_step="score it with --mode full",
             )  # fmt: skip
         source = {"kind": "delta", "id": now.id, "after": after, "version": version, "skip_change_commits": self._skip}
@@ -228,6 +238,32 @@ def _distinct(schemas: Iterable[pa.Schema]) -> list[pa.Schema]:
         if each not in found:
             found.append(each)
     return found
+
+
+# ---- work
+
+
+def divide(files: Sequence[SourceFile], num_cores: int) -> list[list[Piece]]:
+    """Into tasks of about the same number of bytes: large files by their row groups, small ones together. The largest come first."""
+    total = sum(file.num_bytes + FILE_COST_BYTES for file in files)
+    task_bytes = min(max(total / (num_cores * TASKS_A_CORE), MIN_TASK_BYTES), MAX_TASK_BYTES)
+    pieces: list[tuple[float, Piece]] = []
+    for file in files:
+        num_parts = math.ceil(file.num_bytes / task_bytes)
+        if num_parts > 1:
+            with contextlib.suppress(OSError, pa.ArrowInvalid):  # the task says what is wrong with it
+                num_parts = max(1, min(num_parts, pq.read_metadata(file.piece.path).num_row_groups))
+        parts = (dataclasses.replace(file.piece, part=part, num_parts=num_parts) for part in range(max(num_parts, 1)))
+        pieces += [(file.num_bytes / max(num_parts, 1) + FILE_COST_BYTES, part) for part in parts]
+    tasks: list[list[Piece]] = []
+    filled = math.inf
+    for num_bytes, piece in sorted(pieces, key=lambda each: (-each[0], each[1].path, each[1].part)):
+        if filled + num_bytes > task_bytes:
+            tasks.append([])
+            filled = 0.0
+        tasks[-1].append(piece)
+        filled += num_bytes
+    return tasks
 
 
 # ---- an output of Parquet batches

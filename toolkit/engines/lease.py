@@ -11,8 +11,8 @@ KEPT below, so that whoever lists the folder meanwhile sees one that is at least
 for STALE_S by the file system's own clock and does not while it is watched for WATCH_S. On its own machine a living process is never dead,
 stopped as it may be.
 
-**Back from the dead** (stopped, suspended, cut off), a holder sees at `check` that there is a higher number. It renews first and waits for
-SETTLE_S, so that a taker that has just looked has either taken it by then, or sees the renewal.
+**Back from the dead** (stopped, suspended, cut off), a holder sees at `check` that there is a higher number. Its first renewal is followed
+by SETTLE_S without a commit, so that a taker that has just looked has either taken it by then, or sees the renewal.
 
 No clock excludes a holder that is stopped between `check` and its commit, and a file system without hard links and exclusive creation (some
 FUSE mounts of object stores) may let two make one number, of whom one notices at its next `check`. The real guard is the table's own
@@ -44,7 +44,7 @@ FORMAT = 1
 RENEW_S = 5.0
 STALE_S = 60.0
 WATCH_S = 15.0
-SETTLE_S = 1.0
+SETTLE_S = 3.0
 KEPT = 8
 
 _logger = logging.getLogger("toolkit")
@@ -96,6 +96,7 @@ class Lease:
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._writing = threading.Lock()
+        self._settled_s = 0.0  # of the monotonic clock
         self._terminate: Any = None
 
     def __enter__(self) -> Lease:
@@ -118,9 +119,9 @@ class Lease:
     def check(self) -> None:
         """Raises ScoringError: it is no longer ours."""
         try:
-            if time.time() - self._me.renewed_unix_s > STALE_S / 2:  # by the clock that goes on while a laptop sleeps
+            if self._was_silent():
                 self._renew()
-                time.sleep(SETTLE_S)
+            time.sleep(max(0.0, self._settled_s - time.monotonic()))
             newest = self._newest()
         except OSError as error:
             raise _unusable(self.folder, error) from error
@@ -212,9 +213,15 @@ class Lease:
         with self._writing:
             if self._me.is_free or not self._path(self._number).exists():
                 return
-            renewed = replace(self._me, renewed_unix_s=time.time(), is_free=is_free)
+            was_silent, renewed = self._was_silent(), replace(self._me, renewed_unix_s=time.time(), is_free=is_free)
             write_json(self._path(self._number), renewed.as_json())
             self._me = renewed
+            if was_silent:
+                self._settled_s = time.monotonic() + SETTLE_S
+
+    def _was_silent(self) -> bool:
+        """For so long that others may think of a takeover; by the clock that goes on while a laptop sleeps."""
+        return time.time() - self._me.renewed_unix_s > STALE_S / 2
 
     def _give_back(self) -> None:
         """A lease that has become somebody else's has a higher number, and is not touched."""

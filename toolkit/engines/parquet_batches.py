@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.core.errors import ScoringError, nearest
 from toolkit.core.scoring import BATCH_ID, STATE_FOLDER
+from toolkit.engines.score_state import write_json
 from toolkit.engines.write_once import sync, write_once
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ def commit(output: Path, manifest: Manifest) -> None:
         if folder.exists():
             sync(folder)
             sync(output)
-        write_once(_manifest_path(output, manifest.batch_id), manifest.as_json())
+        path, content = _manifest_path(output, manifest.batch_id), manifest.as_json()
+        if not write_once(path, content) and path.stat().st_size == 0:  # begun by a killed run where there are no hard links
+            write_json(path, content)
         found = read_manifest(output, manifest.batch_id)
     if found is None or found.as_json() != json.loads(json.dumps(manifest.as_json())):
         raise ScoringError(
@@ -142,7 +145,8 @@ def commit(output: Path, manifest: Manifest) -> None:
 
 
 def is_committed(output: Path, batch_id: int) -> bool:
-    return _manifest_path(output, batch_id).exists()
+    """Raises ScoringError: its manifest is damaged."""
+    return read_manifest(output, batch_id) is not None
 
 
 # ---- reading
@@ -272,7 +276,10 @@ def read_manifest(output: Path, batch_id: int) -> Manifest | None:
     """
     path = _manifest_path(output, batch_id)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text:
+            return None
+        content = json.loads(text)
         if content["format"] != FORMAT:
             raise ScoringError(
                 f"a manifest must have the format {FORMAT}", got=f"{content['format']!r} in {path}", next_step="use a toolkit that knows it"

@@ -7,7 +7,7 @@ In a folder beside the output, or the one that `--state` names:
     finished/00000000N.json      all of batch N is written
     checkpoints/GENERATION/      Spark's own (engine `spark`)
     manifests/                   of a Parquet output (`parquet_batches`)
-    lease.json                   (`lease`)
+    leases/                      (`lease`)
 
 A generation is one reading of the input from its beginning: `--mode full` starts another. Every file appears whole, by a rename.
 """

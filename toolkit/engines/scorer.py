@@ -7,6 +7,7 @@ Shapes: n rows of a batch, d features, k classes.
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import resource
@@ -205,6 +206,7 @@ class Scorer:
         if child == 0:
             status = 1
             try:
+                faulthandler.disable()  # a crash is expected here
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(GUARD_TIMEOUT_S)
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -351,4 +353,5 @@ def _codes(column: Column, codes: Mapping[Any, float]) -> Floats:
     array = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     distinct = array.dictionary.to_pylist()
     by_value = np.array([*(codes.get(portable_model.plain(value), np.nan) for value in distinct), np.nan], dtype=np.float32)
-    return by_value[array.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)]
+    places: npt.NDArray[np.int32] = array.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
+    return by_value[places]

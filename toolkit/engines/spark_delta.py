@@ -19,6 +19,9 @@ SPARK_VERSIONS = ("4.0", "4.1", "4.2")
 """For which that version of Delta has a jar."""
 
 EXTENSION, CATALOG = "io.delta.sql.DeltaSparkSessionExtension", "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+SNAPSHOT_PARTITIONS = "4"
+"""Tasks that put a table's log together, at every look at it: Delta's own 50 are for logs of millions of files."""
+
 _MISSING_TABLE = "file:///no-such-folder/toolkit-asks-whether-this-session-has-delta"
 # What Maven would fetch beside them is in Spark already, in a version that fits it.
 _NEEDED_JARS = ("delta-spark_{spark}_{scala}", "delta-storage", "delta-kernel-api", "delta-kernel-defaults", "delta-kernel-unitycatalog")
@@ -51,7 +54,7 @@ def settings_for_delta(conf: Mapping[str, str], settings: Settings) -> dict[str,
     """
     if settings.on_databricks:
         return dict(conf)
-    merged = {"spark.sql.catalog.spark_catalog": CATALOG, **conf}
+    merged = {"spark.sql.catalog.spark_catalog": CATALOG, "spark.databricks.delta.snapshotPartitions": SNAPSHOT_PARTITIONS, **conf}
     merged["spark.sql.extensions"] = _joined(conf.get("spark.sql.extensions", ""), EXTENSION)
     named = (conf.get(name, "") for name in ("spark.jars", "spark.jars.packages", "spark.driver.extraClassPath"))
     if any("delta-spark" in value for value in named):
@@ -88,7 +91,7 @@ def open_session(stack: ExitStack, master: str | None, conf: Mapping[str, str], 
             raise ScoringError(
                 "Delta's jar must be fetched",
                 got=f"no {with_delta['spark.jars.packages']} from Maven's servers",
-                next_step="run toolkit doctor --delta once where they can be reached, or copy the jars delta-spark and delta-storage here and "
+                next_step="run toolkit doctor --delta once where they can be reached, or copy the jars delta-spark and delta-storage and "
                 "name them with --spark-conf spark.jars=PATH,PATH",
             ) from error
     check_delta(session, settings)
@@ -121,6 +124,22 @@ def check_delta(session: Any, settings: Settings) -> None:
             got=got,
             next_step=f"start it with {what}spark.sql.extensions={EXTENSION} and spark.sql.catalog.spark_catalog={CATALOG}; or let the "
             "toolkit start one",
+        ) from error
+
+
+def round_trip(session: Any, folder: Path) -> int:
+    """Rows of a small table that is written to `folder` and read back.
+
+    Raises:
+        ScoringError: with what Spark says.
+    """
+    where = f"file://{folder}/table"
+    try:
+        session.range(3).write.format("delta").save(where)
+        return int(session.read.format("delta").load(where).count())
+    except Exception as error:
+        raise ScoringError(
+            "Delta must write a table and read it back", got=spark_session.reason_of(error), next_step="check that Delta's jar fits Spark"
         ) from error
 
 

@@ -11,36 +11,29 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-import math
 import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from toolkit.core.errors import ScoringError, nearest
+from toolkit.core.errors import ScoringError
 from toolkit.core.scoring import BatchCounts, RowRules, ScoringModel, Stamp
 from toolkit.core.table_names import TableName
 from toolkit.engines import files_tasks
-from toolkit.engines.delta_files import SourceFile
-from toolkit.engines.files_tables import Output, Rows, eligible, input_of, output_of
-from toolkit.engines.files_tasks import Done, Job, Piece, WrittenFile, job_of
+from toolkit.engines.files_columns import Schemas
+from toolkit.engines.files_tables import Output, Rows, divide, eligible, input_of, output_of
+from toolkit.engines.files_tasks import Done, Job, Piece, job_of
+from toolkit.engines.files_writer import WrittenFile
 from toolkit.engines.score_state import RESTORE, Plan, ScoreState, Scoring, write_json
 from toolkit.engines.spark_session import is_classic
 from toolkit.engines.spark_tables import one_line
-
-TASKS_A_CORE = 4
-MIN_TASK_BYTES, MAX_TASK_BYTES = 8 * 2**20, 128 * 2**20
-FILE_COST_BYTES = 2**20
-"""Opening a file takes as long as reading so much."""
 
 _CRASHES = ("Python worker exited unexpectedly (crashed)", "PYTHON_WORKER_EXITED", "Python worker process terminated")
 
@@ -171,7 +164,11 @@ class _Files:
             return counts
         self._progress(f"batch {plan.batch_id}: reading the file list")
         rows = self._input.rows(plan.source)
-        schema = _Schemas.of(rows.columns, output, quarantine, model, self._rules, plan, self._source, self._output)
+        is_delta = self._output.kind == "delta"
+        schema = Schemas.of(
+            rows.columns, model, self._rules, location=self._source.shown, there=output.columns if is_delta or not plan.overwrite else None,
+            there_quarantined=quarantine.columns, with_batch_id=is_delta,
+        )  # fmt: skip
         attempt = f"{_batch_name(plan)}-{uuid.uuid4().hex[:12]}"
         folders = {"scores_folder": output.files_folder(plan.batch_id), "quarantine_folder": quarantine.files_folder(plan.batch_id)}
         for folder in folders.values():
@@ -354,124 +351,6 @@ def _remove(folder: Path, prefix: str, keep: Collection[str] = ()) -> None:
                 path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there are others in it
         folder.rmdir()
-
-
-# ---- work
-
-
-def divide(files: Sequence[SourceFile], num_cores: int) -> list[list[Piece]]:
-    """Into tasks of about the same number of bytes: large files by their row groups, small ones together. The largest come first."""
-    total = sum(file.num_bytes + FILE_COST_BYTES for file in files)
-    task_bytes = min(max(total / (num_cores * TASKS_A_CORE), MIN_TASK_BYTES), MAX_TASK_BYTES)
-    pieces: list[tuple[float, Piece]] = []
-    for file in files:
-        num_parts = math.ceil(file.num_bytes / task_bytes)
-        if num_parts > 1:
-            with contextlib.suppress(OSError, pa.ArrowInvalid):  # the task says what is wrong with it
-                num_parts = max(1, min(num_parts, pq.read_metadata(file.piece.path).num_row_groups))
-        parts = (dataclasses.replace(file.piece, part=part, num_parts=num_parts) for part in range(max(num_parts, 1)))
-        pieces += [(file.num_bytes / max(num_parts, 1) + FILE_COST_BYTES, part) for part in parts]
-    tasks: list[list[Piece]] = []
-    filled = math.inf
-    for num_bytes, piece in sorted(pieces, key=lambda each: (-each[0], each[1].path, each[1].part)):
-        if filled + num_bytes > task_bytes:
-            tasks.append([])
-            filled = 0.0
-        tasks[-1].append(piece)
-        filled += num_bytes
-    return tasks
-
-
-# ---- schemas
-
-
-@dataclass(frozen=True)
-class _Schemas:
-    """`columns`: the input's, of the types that the output has."""
-
-    columns: pa.Schema
-    scores: pa.Schema
-    quarantine: pa.Schema
-
-    @classmethod
-    def of(
-        cls,
-        columns: pa.Schema,
-        output: Output,
-        quarantine: Output,
-        model: ScoringModel,
-        rules: RowRules,
-        plan: Plan,
-        source: TableName,
-        output_name: TableName,
-    ) -> _Schemas:
-        """Raises ScoringError: a column is missing or of a wrong type, or the output has others."""
-        check_columns(columns, model, rules, source.shown)
-        with_batch_id = output_name.kind == "delta"
-        scores = files_tasks.scores_schema(columns, model, rules, with_batch_id=with_batch_id)
-        there = None if plan.overwrite and not with_batch_id else output.columns
-        if there is not None:
-            columns, scores = _fitted(columns, scores, there, output_name.shown)
-        bad = files_tasks.quarantine_schema(columns, rules, with_batch_id=with_batch_id)
-        bad_there = quarantine.columns
-        if bad_there is not None:
-            _, bad = _fitted(bad, bad, bad_there, "the quarantine")
-        return cls(columns, scores, bad)
-
-
-def check_columns(columns: pa.Schema, model: ScoringModel, rules: RowRules, location: str) -> None:
-    """Raises ScoringError: a column that is needed is missing, or can never hold what the model takes."""
-    wanted = {feature.name: "the feature" for feature in model.features}
-    wanted |= dict.fromkeys(rules.keep or (), "--keep") | ({rules.key: "the key"} if rules.key else {})
-    for name, what in wanted.items():
-        if columns.names.count(name) != 1:
-            raise ScoringError(f"input: {what} {name!r} must be a column of {location}", got="none", next_step=nearest(name, columns.names))
-    for feature in model.features:
-        found = columns.field(feature.name).type
-        is_number = any(fits(found) for fits in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean))
-        if feature.categories is None:
-            fits = is_number or pa.types.is_string(found) or pa.types.is_null(found)
-        else:
-            fits = pa.types.is_string(found) if any(isinstance(value, str) for value in feature.categories) else is_number
-        if not fits:
-            shown = "numbers" if feature.categories is None else f"values such as {feature.categories[0]!r}"
-            raise ScoringError(
-                f"input: feature {feature.name!r} must hold {shown} ({location})", got=found,
-                next_step="correct the table, or score with a model that was trained on it as it is",
-            )  # fmt: skip
-
-
-def _fitted(columns: pa.Schema, written: pa.Schema, there: pa.Schema, shown: str) -> tuple[pa.Schema, pa.Schema]:
-    """Both in the types of the table that is there, and `written` in its order; what it lacks is left out, with a notice."""
-    new = [name for name in written.names if name not in there.names]
-    ignored = [name for name in new if name in columns.names]
-    differences = [f"no {name}" for name in new if name not in ignored]
-    differences += [f"{name} beside what is scored now" for name in there.names if name not in written.names]
-    for name in written.names:
-        if name in there.names and not _widens(written.field(name).type, there.field(name).type):
-            differences.append(f"{name} as {there.field(name).type} instead of {written.field(name).type}")
-    if differences:
-        raise ScoringError(
-            f"output: {shown} must have the columns that are written", got=", ".join(differences[:5]),
-            next_step="score to another output, or drop it and use --mode full",
-        )  # fmt: skip
-    if ignored:
-        _logger.warning("columns that %s has not are left out: %s", shown, ", ".join(ignored))
-    fitted = [
-        pa.field(each.name, there.field(each.name).type) if each.name in there.names and each.name in written.names else each
-        for each in columns
-    ]
-    return pa.schema(fitted), pa.schema([pa.field(name, there.field(name).type) for name in there.names])
-
-
-def _widens(narrow: pa.DataType, wide: pa.DataType) -> bool:
-    """Whether values of one type are values of the other. Labels of another engine may be shorter numbers."""
-    if pa.types.is_nested(narrow):
-        return str(narrow).replace("element", "item") == str(wide).replace("element", "item")
-    both = (narrow, wide)
-    if all(pa.types.is_signed_integer(each) for each in both) or all(pa.types.is_floating(each) for each in both):
-        return bool(narrow.bit_width <= wide.bit_width)
-    return bool(narrow == wide) or pa.types.is_null(narrow)
 
 
 def read_by_files(state: ScoreState, scoring: Scoring, source: TableName) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read(session: SparkSession, table: TableName, columns: Sequence[str] | None) -> DataFrame:
-    """Of a Parquet output what is committed now; what is committed later does not appear in the frame. `columns`: None for all.
+    """What is committed now; what is committed later appears only in the frame of a catalog's table. `columns`: None for all.
 
     Raises:
         ScoringError: as `parquet_batches.read`; Spark cannot read it.
@@ -40,9 +40,15 @@ def _frame(session: SparkSession, table: TableName) -> DataFrame:
     if table.kind == "catalog":
         return _resolved(table.shown, lambda: session.table(table.location))
     if table.kind == "delta":
-        return _resolved(table.shown, lambda: session.read.format("delta").load(table.location))
+        return _resolved(table.shown, lambda: _delta(session, table.location))
     assert table.path is not None, "a Parquet output is on this machine, or on a Volume"
     return _batches(session, table.path, table.location)
+
+
+def _delta(session: SparkSession, location: str) -> DataFrame:
+    """The present version: without one a frame shows what is committed when it is executed."""
+    (newest,) = session.sql(f"DESCRIBE HISTORY delta.{_quoted(location)} LIMIT 1").select("version").collect()
+    return session.read.format("delta").option("versionAsOf", newest.version).load(location)
 
 
 def _resolved(name: str, make: Callable[[], DataFrame]) -> DataFrame:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.functions import arrow_udf
 from pyspark.sql.pandas.types import to_arrow_type
 
 from toolkit.core.errors import ScoringError, nearest
@@ -73,14 +74,14 @@ def column_names(frame: DataFrame, model: ScoringModel) -> list[str]:
         ScoringError: one is missing, or several have its name.
     """
     is_sensitive = str(frame.sparkSession.conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
-    found = []
+    there, found = frame.columns, []
     for feature in model.features:
-        same = [name for name in frame.columns if name == feature.name or (not is_sensitive and name.lower() == feature.name.lower())]
+        same = [name for name in there if name == feature.name or (not is_sensitive and name.lower() == feature.name.lower())]
         if not same:
             raise ScoringError(
                 f"the table: a column for each feature of {model}",
                 got=f"no {feature.name!r}",
-                next_step=nearest(feature.name, frame.columns),
+                next_step=nearest(feature.name, there),
             )
         if len(same) > 1:
             raise ScoringError(
@@ -117,7 +118,8 @@ def score_function(
     def score(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
         return score_batches(batches, scorer, explain, guarded, type_)
 
-    return F.arrow_udf(score, result)
+    make: Any = arrow_udf  # its types know no tuples of columns
+    return make(score, result)
 
 
 def prediction_function(session: Any, model: ScoringModel) -> Callable[..., Column]:
@@ -129,7 +131,8 @@ def prediction_function(session: Any, model: ScoringModel) -> Callable[..., Colu
     if model.kind == "pyfunc":
         return _mlflow_function(session, model)
     _check_runs_in_python(model)
-    function, names = score_function(session, model), [feature.name for feature in model.features]
+    function: Callable[..., Column] = score_function(session, model)
+    names = [feature.name for feature in model.features]
     result = "array<double>" if model.task == "multiclass" else "double"
 
     def predict(*columns: Column | str) -> Column:
@@ -242,17 +245,18 @@ def _with_mlflow(frame: DataFrame, model: ScoringModel, names: Sequence[str]) ->
         scored = pipeline.transform(frame.select(F.struct("*").alias(_INPUT), *features))
     except Exception as error:  # MLflow's, the JVM's, py4j's and pyspark's own trees have nothing in common
         raise ScoringError(f"{model}: one that Spark can load and apply", got=reason_of(error), next_step="see its requirements") from error
-    return scored.select(f"{_INPUT}.*", _pipeline_prediction(scored, model).alias(PREDICTION))
+    predicted: DataFrame = scored.select(f"{_INPUT}.*", _pipeline_prediction(scored, pipeline, model).alias(PREDICTION))
+    return predicted
 
 
-def _pipeline_prediction(scored: DataFrame, model: ScoringModel) -> Column:
+def _pipeline_prediction(scored: DataFrame, pipeline: Any, model: ScoringModel) -> Column:
     """The probability of the second of two classes, those of several, or the number that is predicted."""
     from pyspark.ml.functions import vector_to_array
 
     if "probability" in scored.columns:
         probability = vector_to_array(F.col("probability"))
-        size = scored.schema["probability"].metadata.get("ml_attr", {}).get("num_attrs")
-        return probability if size is None else probability[1] if size == 2 else probability
+        num_classes = [stage.numClasses for stage in pipeline.stages if hasattr(stage, "numClasses")]
+        return probability[1] if num_classes[-1:] == [2] else probability
     if "prediction" in scored.columns:
         return F.col("prediction").cast("double")
     raise ScoringError(f"{model}: a pipeline that gives the column probability or prediction", got=", ".join(scored.columns[1:]))

@@ -34,7 +34,8 @@ def read_scores(path: str | Path, *, columns: Sequence[str] | None = None, filte
         session: of Spark, classic or Connect: its executors read it.
 
     Returns:
-        A pandas frame, in the order of the batches for Parquet; with a session a Spark frame. `batch_id` is an int64.
+        A pandas frame, in the order of the batches for Parquet; with a session a Spark frame, which for a table's name shows what is
+        committed when it is executed. `batch_id` is an int64.
 
     Raises:
         ScoringError: there is no such output, nor column; a file of it is missing or has changed; it needs a session.
