@@ -39,9 +39,10 @@ def trainer_of(model: Model, metrics: tuple[Metric, ...], seed: int, report_ever
 
         return SklearnTrainer(model, metrics, seed, keep_trial_model)
     assert isinstance(model, XGBoost), "a pipeline of Spark ML is refused by the verbs that search"
-    trial_process = sys.modules.get("toolkit.engines.ray_trial_actor")
-    if trial_process is not None and "ray.tune" not in sys.modules:
-        with trial_process.without_sklearn():
+    if "toolkit.engines.ray_trial_actor" in sys.modules and "ray.tune" not in sys.modules:  # a trial's process
+        from toolkit.engines.lean_imports import without_sklearn
+
+        with without_sklearn():
             from toolkit.engines.xgboost_model import XGBoostTrainer
     else:
         from toolkit.engines.xgboost_model import XGBoostTrainer

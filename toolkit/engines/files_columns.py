@@ -78,7 +78,7 @@ class Schemas:
             columns, scores = _fitted(columns, scores, there, "output")
         quarantine = quarantine_schema(columns, rules, with_batch_id=with_batch_id)
         if there_quarantined is not None:
-            _, quarantine = _fitted(quarantine, quarantine, there_quarantined, "quarantine")
+            _, quarantine = _fitted(pa.schema([]), quarantine, there_quarantined, "quarantine")
         return cls(columns, scores, quarantine)
 
 

@@ -142,7 +142,7 @@ class DeltaInput:
             version = quarantined if quarantined is not None and after < quarantined <= version else version
         if after > version:
             raise ScoringError(
-                "input: the table must have all that was scored before", got=f"version {version} of {self._folder}, after {after} was scored",
+                "input: it must have all that was scored before", got=f"version {version} of {self._folder}, after {after} was scored",
                 next_step="score it with --mode full",
             )  # fmt: skip
         source = {"kind": "delta", "id": now.id, "after": after, "version": version, "skip_change_commits": self._skip}
@@ -192,7 +192,8 @@ class ParquetInput:
             raise ScoringError(
                 "input: its files must fit together", got=f"{error} in {self._path}", next_step="correct the table"
             ) from error
-        return Rows(columns, files)
+        # Of nothing but nulls; Delta has no type for it.
+        return Rows(pa.schema([each.with_type(pa.string()) if pa.types.is_null(each.type) else each for each in columns]), files)
 
     def progress(self, source: Mapping[str, Any]) -> tuple[str, int] | None:
         return None

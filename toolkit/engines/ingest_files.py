@@ -204,7 +204,7 @@ def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray[Any, np.
         return np.array([one == other for one, other in zip(left.to_pylist(), right.to_pylist(), strict=True)], dtype=bool)
     right = right.cast(left.type)
     neither = pc.and_(pc.is_null(left, nan_is_null=True), pc.is_null(right, nan_is_null=True))
-    return pc.or_(pc.fill_null(pc.equal(left, right), False), neither).to_numpy().astype(bool)
+    return np.asarray(pc.or_(pc.fill_null(pc.equal(left, right), False), neither), dtype=bool)
 
 
 def _content(table: pa.Table) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.engines.ray_trial_actor import without_sklearn
+from toolkit.engines.lean_imports import without_sklearn
 
 # Before Ray Train's own import of it. In the driver, which may need both, scikit-learn is there already, or this changes nothing.
 with without_sklearn():

@@ -12,7 +12,6 @@ import mmap
 import os
 import resource
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import pyarrow.compute as pc
 
 from toolkit.core.errors import ScoringError, nearest
 from toolkit.engines import portable_model
+from toolkit.engines.lean_imports import without_sklearn
 from toolkit.engines.portable_model import PortableModel, PortableModelError
 
 Floats = npt.NDArray[np.float32]
@@ -282,20 +282,6 @@ def explanation_array(scores: Scores, feature_names: Sequence[str]) -> pa.Array:
     offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * num_top)
     mask = None if scores.crashed is None or not scores.crashed.any() else pa.array(scores.crashed)
     return pa.ListArray.from_arrays(offsets, pairs, mask=mask)
-
-
-@contextmanager
-def without_sklearn() -> Iterator[None]:
-    """While it lasts, scikit-learn is not there: for the import of xgboost, which looks for it and does without: 36 MB instead of 100,
-    0.3 s instead of 1.7. Afterwards anyone may import it."""
-    if "sklearn" in sys.modules or "xgboost" in sys.modules:
-        yield
-        return
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["sklearn"]
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def score_files(
         progress: told what is done now, in a few words.
 
     Raises:
-        ScoringError: the tables are not `eligible`, or a rule of theirs is broken; too many bad rows, and nothing of the batch is committed;
+        ScoringError: the tables are not `eligible`, or break a rule; too many bad rows, and nothing of the batch is committed;
             another run has written meanwhile.
     """
     reason = eligible(source, output) or eligible(source, quarantine)
