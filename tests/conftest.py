@@ -42,7 +42,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 # The files that take minutes, the longest first.
 LONG = (
     "test_spark_faults", "test_spark_cluster", "test_ray_training", "test_train_distributed", "test_promote_moves", "test_champion_faults",
-    "test_score_faults", "test_score", "test_score_inputs", "test_spark_udf", "test_scoring_guide",
+    "test_score_faults", "test_score", "test_score_inputs", "test_spark_udf", "test_scoring_guide", "test_ingest",
+    "test_spark_delta", "test_files_scoring",
     "test_ray_training_spark", "test_explore", "test_faults", "test_promote", "test_train", "test_lifecycle", "test_ray_trials",
 )  # fmt: skip
 

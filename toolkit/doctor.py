@@ -19,11 +19,12 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.core.errors import ClusterError
+from toolkit.core.errors import ClusterError, UserError
 from toolkit.core.machine import cpu_count, memory_bytes, shared_memory_bytes
 from toolkit.engines.java import NEEDED as JAVA_NEEDED
 from toolkit.engines.java import find_java
@@ -74,11 +75,17 @@ class Diagnosis:
 
 
 def doctor(
-    settings: Settings, *, spark: bool = False, spark_master: str | None = None, spark_conf: Mapping[str, str] | None = None
+    settings: Settings,
+    *,
+    spark: bool = False,
+    delta: bool = False,
+    spark_master: str | None = None,
+    spark_conf: Mapping[str, str] | None = None,
 ) -> Diagnosis:
     """All checks, side by side; at most about a minute, and that only where importing Ray hangs.
 
-    With `spark`, what a sweep on that cluster would check first, too: a session is started and its executors are asked.
+    With `spark`, what a sweep on that cluster would check first, too: a session is started and its executors are asked. With `delta`, a
+    small Delta table is written and read back, by a session on this machine; Delta's jar is fetched where it is missing.
     """
     jobs: tuple[Callable[[], list[Check]], ...] = (
         lambda: [check_python(), *check_libraries()],
@@ -93,6 +100,8 @@ def doctor(
         checks = [check for checks in pool.map(lambda job: job(), jobs) for check in checks]
     if spark:
         checks += check_spark_cluster(settings, spark_master, spark_conf or {})
+    if delta:
+        checks += [check_delta_rs(), check_delta(settings, spark_conf or {})]
     return Diagnosis(tuple(checks))
 
 
@@ -282,6 +291,30 @@ def check_spark_cluster(settings: Settings, master: str | None, conf: Mapping[st
         ]
     finally:
         cluster.close()
+
+
+def check_delta_rs() -> Check:
+    try:
+        return Check("delta-rs", "ok", f"deltalake {importlib.metadata.version('deltalake')}")
+    except importlib.metadata.PackageNotFoundError:
+        advice = 'only Delta tables without Spark need it: install "ray-spark-toolkit[delta]"'
+        return Check("delta-rs", "warn", "deltalake is not installed", advice)
+
+
+def check_delta(settings: Settings, conf: Mapping[str, str]) -> Check:
+    """A round trip through a session that is started here and ends here."""
+    if settings.on_databricks:
+        return Check("delta", "ok", "part of Databricks' Spark")
+    from toolkit.engines import spark_delta
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="toolkit-doctor-") as folder, ExitStack() as stack:
+            session = spark_delta.open_session(stack, None, conf, settings, "toolkit doctor")
+            num_rows = spark_delta.round_trip(session, Path(folder))
+            return Check("delta", "ok", f"{num_rows} rows written and read back by Spark {session.version}")
+    except UserError as error:
+        found, _, advice = str(error).partition("; ")
+        return Check("delta", "fail", found, advice)
 
 
 def check_credentials(settings: Settings) -> Check:

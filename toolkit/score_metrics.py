@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,9 @@ from toolkit.core.scoring_result import ScoreResult
 
 if TYPE_CHECKING:
     from toolkit.score_asked import Asked
+
+
+_logger = logging.getLogger("toolkit")
 
 
 class Metrics:
@@ -56,4 +60,7 @@ class Metrics:
             model_version=None if result is None else result.version,
             model_age_s=None if result is None else result.model_age_s,
         )
-        prometheus.write_text(self._path, prometheus.exposition(gauges))
+        try:
+            prometheus.write_text(self._path, prometheus.exposition(gauges))
+        except OSError as failure:  # the scores are written: a figure less must not fail the run
+            _logger.warning("--metrics-file could not be written: %s", failure)

@@ -18,8 +18,6 @@ _OURS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
     "spark.python.worker.faulthandler.enabled": "true",
-    # Delta puts the log of every table into 50 parts, each a task, however small the log is.
-    "spark.databricks.delta.snapshotPartitions": "4",
 }
 
 

@@ -8,7 +8,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from toolkit.core.secrets import without_secrets
+
 CREDENTIALS = ("DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_ID", "DATABRICKS_CLIENT_SECRET", "DATABRICKS_CONFIG_PROFILE")
+
+# What a scheduled command needs of the environment it was made in. The secrets' values are never read, only whether they are set.
+_PASSED_ON = (
+    "TOOLKIT_HOME", "TOOLKIT_DATA_DIR", "TOOLKIT_STATE_URI", "TOOLKIT_USER", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "JAVA_HOME",
+    "SPARK_HOME", "SPARK_CONF_DIR", "HADOOP_CONF_DIR", "PATH",
+)  # fmt: skip
+_SECRETS = (
+    *CREDENTIALS, "TOOLKIT_JDBC_USER", "TOOLKIT_JDBC_PASSWORD", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET",
+    "AZURE_TENANT_ID", "AZURE_STORAGE_CONNECTION_STRING",
+)  # fmt: skip
+
+
+def passed_on(environ: Mapping[str, str] = os.environ) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Of the variables that the toolkit and its libraries read: those without a secret with their values, and the names of the others."""
+    shown = {name: environ[name] for name in _PASSED_ON if environ.get(name)}
+    hidden = [name for name, value in shown.items() if without_secrets(value) != value]
+    secret = [name for name in _SECRETS if environ.get(name)]
+    return {name: value for name, value in shown.items() if name not in hidden}, (*hidden, *secret)
 
 
 @dataclass(frozen=True)

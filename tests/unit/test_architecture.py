@@ -31,7 +31,7 @@ HOMES = {
 # It travels alone into logged models, and so reads every kind itself.
 PORTABLE = ("engines/portable_model.py", {"xgboost"})
 
-VERBS = ("doctor", "new", "explore", "sweep", "train", "models", "promote", "rollback", "cleanup")
+VERBS = ("doctor", "new", "explore", "sweep", "train", "models", "promote", "rollback", "ingest", "score", "schedule", "cleanup")
 
 HEAVY = {"ray", "mlflow", "optuna", "xgboost", "sklearn", "pyspark", "pandas", "matplotlib", "pyarrow"}
 
@@ -103,7 +103,15 @@ def test_help_loads_no_heavy_library(arguments):
 
 
 @pytest.mark.parametrize(
-    "module", ["toolkit", *(f"toolkit.{verb}" for verb in VERBS if verb != "rollback"), "toolkit.settings", "toolkit.core.recipes"]
+    "module",
+    [
+        "toolkit",
+        *(f"toolkit.{verb}" for verb in VERBS if verb != "rollback"),
+        "toolkit.score_udf",
+        "toolkit.scores",
+        "toolkit.settings",
+        "toolkit.core.recipes",
+    ],
 )
 def test_importing_a_verb_loads_no_heavy_library(module):
     assert loaded_by(f"import {module}") & HEAVY == set()

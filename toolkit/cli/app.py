@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolkit.cli import cleanup, doctor, explore, ingest, models, new, promote, score, sweep, train
+from toolkit.cli import cleanup, doctor, explore, ingest, models, new, promote, schedule, score, sweep, train
 from toolkit.cli.output import seal_stdout, show_warnings
 from toolkit.core.errors import Interrupted, UserError
 
@@ -48,6 +48,7 @@ app.command("models")(models.models)
 app.command("promote")(promote.promote)
 app.command("rollback")(models.rollback)
 app.command("ingest")(ingest.ingest)
+app.command("schedule")(schedule.schedule)
 app.command("score")(score.score)
 app.command("cleanup")(cleanup.cleanup)
 

@@ -22,6 +22,7 @@ def doctor(
     ] = ClusterName.LOCAL,
     spark_master: SparkMaster = None,
     spark_conf: SparkConf = None,
+    delta: Annotated[bool, typer.Option("--delta", help="Also write a small Delta table with Spark, and read it back.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
 ) -> None:
     """Check that this machine is ready.
@@ -35,7 +36,7 @@ def doctor(
         from toolkit.settings import Settings
 
         wanted = cluster is ClusterName.SPARK or spark_master is not None
-        diagnosis = examine(Settings.read(), spark=wanted, spark_master=spark_master, spark_conf=conf_of(spark_conf))
+        diagnosis = examine(Settings.read(), spark=wanted, delta=delta, spark_master=spark_master, spark_conf=conf_of(spark_conf))
         if as_json:
             write_json(answer, diagnosis.as_json())
         else:

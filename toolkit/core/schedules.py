@@ -113,9 +113,14 @@ class Cron:
             raise ScoringError(
                 "Databricks' schedule has a day of the month or one of the week", got=repr(self.text), next_step="make two schedules"
             )
-        minute, hour, day, month, _ = self.text.split()
-        weekday = "?" if self.weekdays is None else ",".join(_DAYS[each] for each in self.weekdays)
-        return f"0 {minute} {hour} {'?' if self.weekdays is not None else day} {month.upper()} {weekday}"
+
+        def field(values: tuple[int, ...] | None, num: int) -> str:
+            # In full, for Quartz refuses some steps that cron takes.
+            return "*" if values is None or len(values) == num else ",".join(map(str, values))
+
+        weekdays = "?" if self.weekdays is None else ",".join(_DAYS[each] for each in self.weekdays)
+        days = "?" if self.weekdays is not None else field(self.days, 31)
+        return f"0 {field(self.minutes, 60)} {field(self.hours, 24)} {days} {field(self.months, 12)} {weekdays}"
 
     def calendars(self, timezone: str | None = None) -> list[str]:
         """systemd's `OnCalendar`; two where both kinds of days are given, for cron means either, and one calendar means both."""
