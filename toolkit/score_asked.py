@@ -1,4 +1,4 @@
-"""What a run of `score` is asked to do, checked as far as that goes before anything is opened, and the model that it names. Part of `score`."""
+"""What a run of `score` is to do, checked as far as that goes before anything is opened, and the model that it names. Part of `score`."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def choose_engine(asked: Asked) -> tuple[Literal["spark", "files"], str]:
             next_step=f"leave it at {found.engine}, or change it with --mode full",
         )
     wanted = asked.engine if found is None else found.engine
-    if asked.mode == "window" and asked.engine != "files":
+    is_broken_off = found is not None and ScoreState(asked.state).unfinished_window(found) is not None
+    if is_broken_off or (asked.mode == "window" and asked.engine != "files"):
         return "spark", ""  # whatever scores what is new: a window is a condition in SQL
     if wanted == "spark":
         return "spark", ""

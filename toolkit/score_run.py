@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ScoringError, TrackingError
 from toolkit.core.progress import SearchProgress
-from toolkit.core.scoring import STATE_FOLDER, BatchCounts, ScoringModel
+from toolkit.core.scoring import STATE_FOLDER, BatchCounts, ScoringModel, with_key
 from toolkit.core.scoring_result import ScoreResult
 from toolkit.engines.lease import Lease
 from toolkit.engines.score_state import RESTORE, Generation, Plan, ScoreState, Scoring
@@ -70,9 +70,9 @@ class ScoreRun:
         place = asked.state if asked.output.path is None else asked.output.path / STATE_FOLDER
         with Lease(place, asked.output.shown, self.settings.user) as lease, run:
             scoring = self._scoring()  # once more: now nobody else changes it
-            if agreement is not None:
-                self._check_state(agreement)
-            self.state.write(scoring)
+            self._check_state(agreement)
+            if scoring != self.state.read():
+                self.state.write(scoring)
             self.progress.phase(f"scoring with {self.model}, engine {scoring.engine}")
             self._run(scoring, agreement, run.run_id, lease)
             wall_s = time.monotonic() - began_s
@@ -115,6 +115,7 @@ class ScoreRun:
         batches = SparkBatches(agreement, self.state, self.models.version, self.model, run_id, lease.check, self.on_batch)
         if agreement.widened and isinstance(agreement.scores, DeltaSink):
             agreement.scores.widen(agreement.widened)
+        batches.finish_window(scoring)
         if asked.window is not None:
             if scoring.generation.kind == "windows":
                 batches.run_window(scoring, asked.window, None)
@@ -124,12 +125,15 @@ class ScoreRun:
             else:
                 batches.run_new_rows(scoring, asked.max_batch_gib)
                 batches.run_window(scoring, asked.window, None)
+        elif scoring.engine == "files":  # whose session Spark's engine has for the rest of a window
+            self._run_files(scoring, run_id, lease)
         elif asked.input.kind == "jdbc":
             batches.run_all_rows(scoring)
         else:
             batches.run_new_rows(scoring, None if asked.mode == "full" else asked.max_batch_gib)
 
     def _run_files(self, scoring: Scoring, run_id: str, lease: Lease) -> None:
+        from toolkit.engines import files_tables
         from toolkit.engines.spark_files_scoring import score_files
 
         def on_batch(plan: Plan, counts: BatchCounts) -> None:
@@ -137,6 +141,7 @@ class ScoreRun:
             self.on_batch(plan, self.model if is_own else self.models.version(plan.model, plan.version), counts)
 
         asked = self.asked
+        rules = with_key(asked.rules, self.model, files_tables.column_names(asked.input), asked.input.shown, self.notices)
         score_files(
             self.session,
             asked.input,
@@ -144,7 +149,7 @@ class ScoreRun:
             asked.quarantine,
             self.models.version,
             self.model,
-            asked.rules,
+            rules,
             self.state,
             scoring,
             run_id=run_id,
@@ -155,23 +160,33 @@ class ScoreRun:
             skip_change_commits=asked.skip_change_commits,
         )
 
-    def _check_state(self, agreement: Agreement) -> None:
+    def _check_state(self, agreement: Agreement | None) -> None:
         """Raises ScoringError: output and state are not of the same past."""
+        from toolkit.engines import files_tables
+        from toolkit.engines.parquet_batches import is_begun
+
         if self.asked.mode == "full":
             return
-        shown, last = self.asked.output.shown, self.state.last_plan()
-        if agreement.has_output and last is None:
-            raise ScoringError(
-                "the state of a scoring must be there as long as its output", got=f"{shown}, and none in {self.state.folder}",
-                next_step=RESTORE,
-            )  # fmt: skip
-        if not agreement.has_output and any(self.state.wrote_rows(number) for number in self.state.plan_numbers()):
-            raise ScoringError("an output must be there, for batches were written to it", got=f"no {shown}", next_step=RESTORE)
+        output, has_output = self.asked.output, agreement is not None and agreement.has_output
+        if self.state.last_plan() is None:
+            is_lost = has_output or (output.kind == "parquet" and output.path is not None and is_begun(output.path))
+            if agreement is None:
+                is_lost = not files_tables.output_of(output).knows_progress
+            if is_lost:
+                raise ScoringError(
+                    "the state of a scoring must be there as long as its output", got=f"{output.shown}, and none in {self.state.folder}",
+                    next_step=RESTORE,
+                )  # fmt: skip
+        elif agreement is not None and not has_output and any(map(self.state.wrote_rows, self.state.plan_numbers())):
+            raise ScoringError("an output must be there, for batches were written to it", got=f"no {output.shown}", next_step=RESTORE)
 
     def on_batch(self, plan: Plan, model: ScoringModel, counts: BatchCounts) -> None:
         from toolkit.engines import score_audit
 
-        score_audit.record(self.session, self.asked.audit, score_audit.audit_row(plan, model, counts, self.asked.mode, self.engine))
+        # Of the batch, not of the run, which may finish another one's.
+        mode = "window" if plan.window is not None else "full" if plan.overwrite else "incremental"
+        engine = "files" if plan.extra.get("engine") == "files" else "spark"
+        score_audit.record(self.session, self.asked.audit, score_audit.audit_row(plan, model, counts, mode, engine))
         self.batches[plan.batch_id] = counts
         self.last_plan = plan
         if (plan.model, plan.version) != (self.model.name, self.model.version):

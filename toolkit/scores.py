@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from toolkit.core.errors import ScoringError, nearest
-from toolkit.core.table_names import TableName
+from toolkit.core.table_names import TableName, spark_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def _find(path: str | Path) -> TableName:
         folder = Path(os.path.realpath(Path(str(path).removeprefix("parquet:")).expanduser()))
         if not manifests_folder(folder).is_dir():
             raise
-        return TableName("parquet", folder.as_uri(), folder, str(folder), exists=True)
+        return TableName("parquet", spark_path(folder), folder, str(folder), exists=True)
     if table.kind in ("delta", "catalog") or (table.path is not None and manifests_folder(table.path).is_dir()):
         return table
     if table.kind == "parquet" and table.path is None:

@@ -296,3 +296,31 @@ def test_an_exception_in_a_child_is_the_callers(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loaded._model, "predict_encoded", fail)
     with pytest.raises(RuntimeError, match="no such thing"):
         loaded.predict_guarded(columns_of(model("binary"), rows(), "arrow"))
+
+
+def test_others_in_the_process_have_an_xgboost_of_their_own(tmp_path):
+    """Spark's Python workers serve every function of the application, and XGBClassifier needs scikit-learn."""
+    features = np.random.default_rng(1).random((50, 3))
+    booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(features, np.arange(50) % 2), 3)
+    (tmp_path / "model.ubj").write_bytes(bytes(booster.save_raw("ubj")))
+    code = f"""
+import sys
+import numpy as np, pyarrow as pa
+from toolkit.engines.scorer import scorer_of
+
+payload = open({str(tmp_path / "model.ubj")!r}, "rb").read()
+features = [{{"name": name, "categories": None}} for name in "abc"]
+spec = {{"features": features, "model_kind": "xgboost", "task": "binary", "classes": [0, 1], "calibration": None}}
+columns = [pa.array(np.random.default_rng(1).random(10, dtype=np.float32)) for _ in range(3)]
+scorer = scorer_of("a", lambda: payload, spec)
+before = scorer.predict(columns)
+assert not {{"xgboost", "sklearn"}} & set(sys.modules)
+import xgboost
+xgboost.XGBClassifier(n_estimators=2).fit(np.random.random((10, 3)), [0, 1] * 5)
+assert (scorer.predict(columns) == before).all() and (scorer.predict_guarded(columns)[0] == before).all()
+assert (scorer_of("b", lambda: payload, spec).predict(columns) == before).all()
+scorer.explain(columns, 2)
+assert sys.modules["xgboost"] is xgboost
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,10 +6,12 @@ Two engines execute it (`engines.spark_scoring` and `engines.files_scoring`); na
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from toolkit.core.errors import ScoringError, nearest
 
 Mode = Literal["incremental", "window", "full"]
 ModelKind = Literal["portable", "sparkml", "pyfunc"]
@@ -131,6 +133,25 @@ class RowRules:
     keep: tuple[str, ...] | None = None
     multiclass: Multiclass = "array"
     explain: int = 0
+
+
+def with_key(rules: RowRules, model: ScoringModel, names: Sequence[str], location: str, notices: list[str]) -> RowRules:
+    """The rules for an input with the columns `names`: their key, else the model's where it is there. `notices` hears that it is not.
+
+    Raises:
+        ScoringError: the key that was asked for is not there, or one is needed.
+    """
+    if rules.key is not None:
+        if rules.key not in names:
+            raise ScoringError(f"--key: must be a column of {location}", got=repr(rules.key), next_step=nearest(rules.key, names))
+        return rules
+    if model.key is not None and model.key in names:
+        return replace(rules, key=model.key)
+    if rules.duplicates != "keep":
+        raise ScoringError(f"--duplicates {rules.duplicates} needs a key", got="none", next_step="name one with --key")
+    if model.key is not None:
+        notices.append(f"{location} has no column {model.key!r}, the model's key: rows are not checked for one")
+    return rules
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,14 @@ def has_form_of_table_name(name: str | Path) -> bool:
     return bool(TABLE_NAME.fullmatch(text)) and not text.endswith(FILE_ENDINGS) and not os.path.exists(Path(name).expanduser())
 
 
+def spark_path(path: Path) -> str:
+    """An absolute path for Spark. A Volume is Databricks' own; any other one is on this machine's disk, whatever Spark's own default is.
+
+    Hadoop takes what stands after file:// as it is, blanks and percent signs included, so that it is no proper URI.
+    """
+    return str(path) if path.is_relative_to("/Volumes") else f"file://{path}"
+
+
 def is_inside(inner: TableName, outer: TableName) -> bool:
     """Whether the files of `inner` lie in the folder of `outer`, or the two are the same table."""
     if inner.path is not None and outer.path is not None:
@@ -159,8 +167,7 @@ def _on_disk(path: Path, wanted: TableKind | None, role: Role) -> TableName:
             kind, exists = _kind_of_input(path, wanted), True
     except OSError as error:
         raise ScoringError(f"{role}: cannot be read", got=f"{path}: {error.strerror}", next_step="check its permissions") from error
-    # Hadoop takes what stands after file:// as it is, percent signs included. A Volume is Databricks' own.
-    location = str(path) if path.is_relative_to("/Volumes") else f"file://{path}"
+    location = spark_path(path)
     return TableName(kind, location, path, str(path), exists=exists)
 
 

@@ -7,10 +7,11 @@ Only tables on this machine's paths, without deletion vectors and column mapping
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,24 +115,34 @@ class DeltaOutput:
     def last_batch(self) -> int | None:
         return self._transaction(BATCHES)
 
+    @property
+    def last_batch_by_files(self) -> int | None:
+        return self.last_batch
+
     def progress(self, source_id: str) -> int | None:
         """The input's version up to which rows are there."""
         return self._transaction(_progress_id(source_id))
+
+    @property
+    def knows_progress(self) -> bool:
+        """Whether its log tells what is in it: the newest batch is one by files."""
+        newest = None if self._table is None else next(self._contents(), None)
+        return self._table is None or (newest is not None and "app_id" not in newest)  # see `spark_score_tables.DeltaSink.write`
 
     def files_folder(self, batch_id: int) -> Path:
         return self.folder
 
     def counts(self, batch_id: int) -> BatchCounts | None:
         """Of a committed batch, as its commit says; None where the log no longer has it."""
+        found = (content for content in self._contents() if content["batch_id"] == batch_id and "counts" in content)
+        return next((BatchCounts(**content["counts"]) for content in found), None)
+
+    def _contents(self) -> Iterator[Mapping[str, Any]]:
+        """What batches' commits say of them, the newest first."""
         assert self._table is not None
         for commit in self._table.history():
-            try:
-                content = json.loads(commit["userMetadata"])["toolkit"]
-            except (KeyError, TypeError, ValueError):
-                continue
-            if content["batch_id"] == batch_id:
-                return BatchCounts(**content["counts"])
-        return None
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                yield json.loads(commit["userMetadata"])["toolkit"]
 
     def commit(
         self,

@@ -64,7 +64,14 @@ class Output(Protocol):
 
     @property
     def last_batch(self) -> int | None:
-        """That is committed."""
+        """That is committed; where numbers are the table's own, by whichever engine."""
+
+    @property
+    def last_batch_by_files(self) -> int | None: ...
+
+    @property
+    def knows_progress(self) -> bool:
+        """Whether a run whose state is gone may go on from what it says: nothing is there, or the newest batch is one by files."""
 
     def progress(self, source_id: str) -> int | None: ...
 
@@ -117,6 +124,14 @@ def eligible(source: TableName, output: TableName) -> str:
     return reason or (delta_files.problem_of_output(output.path) if output.kind == "delta" else "")
 
 
+def column_names(source: TableName) -> list[str]:
+    """Of an input that is `eligible`; of a Parquet folder, as its first file has them."""
+    assert source.path is not None
+    if source.kind == "delta":
+        return list(delta_files.snapshot(source.path).columns.names)
+    return next((list(_schema_of(path).names) for path in _parquet_files(source.path)), [])
+
+
 # ---- inputs
 
 
@@ -164,7 +179,7 @@ class ParquetInput:
         self._path = path
 
     def news(self, past: Sequence[Plan], output: Output, quarantine: Output, *, anew: bool) -> Mapping[str, Any] | None:
-        committed = max((found for each in (output, quarantine) if (found := each.last_batch) is not None), default=None)
+        committed = max((found for each in (output, quarantine) if (found := each.last_batch_by_files) is not None), default=None)
         planned = past[-1].batch_id if past else None
         if not anew and committed is not None and (planned is None or planned < committed):
             raise ScoringError(
@@ -250,12 +265,12 @@ def divide(files: Sequence[SourceFile], num_cores: int) -> list[list[Piece]]:
     task_bytes = min(max(total / (num_cores * TASKS_A_CORE), MIN_TASK_BYTES), MAX_TASK_BYTES)
     pieces: list[tuple[float, Piece]] = []
     for file in files:
-        num_parts = math.ceil(file.num_bytes / task_bytes)
+        num_parts = max(1, math.ceil(file.num_bytes / task_bytes))
         if num_parts > 1:
             with contextlib.suppress(OSError, pa.ArrowInvalid):  # the task says what is wrong with it
                 num_parts = max(1, min(num_parts, pq.read_metadata(file.piece.path).num_row_groups))
-        parts = (dataclasses.replace(file.piece, part=part, num_parts=num_parts) for part in range(max(num_parts, 1)))
-        pieces += [(file.num_bytes / max(num_parts, 1) + FILE_COST_BYTES, part) for part in parts]
+        parts = (dataclasses.replace(file.piece, part=part, num_parts=num_parts) for part in range(num_parts))
+        pieces += [(file.num_bytes / num_parts + FILE_COST_BYTES, part) for part in parts]
     tasks: list[list[Piece]] = []
     filled = math.inf
     for num_bytes, piece in sorted(pieces, key=lambda each: (-each[0], each[1].path, each[1].part)):
@@ -285,6 +300,16 @@ class ParquetOutput:
     def last_batch(self) -> int | None:
         return max((manifest.batch_id for manifest in parquet_batches.manifests(self._folder)), default=None)
 
+    @property
+    def last_batch_by_files(self) -> int | None:
+        found = (manifest for manifest in parquet_batches.manifests(self._folder) if _is_by_files(manifest))
+        return max((manifest.batch_id for manifest in found), default=None)
+
+    @property
+    def knows_progress(self) -> bool:
+        newest = next(iter(reversed(parquet_batches.manifests(self._folder))), None)
+        return not parquet_batches.is_begun(self._folder) if newest is None else _is_by_files(newest)
+
     def progress(self, source_id: str) -> int | None:
         for manifest in reversed(parquet_batches.manifests(self._folder)):
             found = manifest.metadata.get("source", {})
@@ -312,3 +337,7 @@ class ParquetOutput:
         written = tuple(parquet_batches.BatchFile(file.name, file.num_rows, file.num_bytes) for file in files)
         manifest = parquet_batches.Manifest(batch_id, written, replaces="all" if overwrite else None, metadata=dict(facts))
         parquet_batches.commit(self._folder, manifest)
+
+
+def _is_by_files(manifest: parquet_batches.Manifest) -> bool:
+    return "app_id" not in manifest.metadata  # see `spark_score_tables.ParquetSink.write`

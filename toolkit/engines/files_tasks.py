@@ -38,6 +38,8 @@ from toolkit.engines.files_writer import FileWriter, WrittenFile
 from toolkit.engines.scorer import EXPLANATION_TYPE, Scorer, Scores, explanation_array, scorer_of, scorer_spec
 
 BATCH_ROWS = 65_536
+BATCH_BYTES = 32 * 2**20
+"""Of a wide table fewer rows are read at once; a value counts as 8 bytes."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """Of one row group: the columns `names`, of the types of `columns`."""
     there = set(file.schema_arrow.names)
-    for batch in file.iter_batches(BATCH_ROWS, [group], [name for name in names if name in there], use_threads=False):
+    num_rows = max(1024, min(BATCH_ROWS, BATCH_BYTES // (8 * max(len(names), 1))))
+    for batch in file.iter_batches(num_rows, [group], [name for name in names if name in there], use_threads=False):
         yield pa.RecordBatch.from_arrays(
             [_column(batch, name, columns.field(name).type, values) for name in names],
             schema=pa.schema([pa.field(name, columns.field(name).type) for name in names]),

@@ -144,6 +144,11 @@ def commit(output: Path, manifest: Manifest) -> None:
         )
 
 
+def is_begun(output: Path) -> bool:
+    """Whether a batch was ever written, whatever has become of its manifest."""
+    return next(output.glob(f"{BATCH_ID}=*"), None) is not None
+
+
 def is_committed(output: Path, batch_id: int) -> bool:
     """Raises ScoringError: its manifest is damaged."""
     return read_manifest(output, batch_id) is not None

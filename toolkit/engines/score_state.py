@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from toolkit.core.errors import ScoringError
 from toolkit.core.scoring import BatchCounts
+from toolkit.engines.write_once import sync
 
 FORMAT = 1
 Engine = Literal["spark", "files"]
@@ -122,6 +123,13 @@ class ScoreState:
     def is_finished(self, plan: Plan) -> bool:
         return (self.folder / "finished" / f"{plan.batch_id:09d}.json").exists()
 
+    def unfinished_window(self, scoring: Scoring) -> Plan | None:
+        """The last plan, where its window may be written in part."""
+        last = self.last_plan()
+        if last is None or last.window is None or last.generation != scoring.generation.id or self.is_finished(last):
+            return None
+        return last
+
     def wrote_rows(self, batch_id: int) -> bool:
         """Whether that batch is finished and had rows that were scored."""
         content = self._read(self.folder / "finished" / f"{batch_id:09d}.json")
@@ -162,3 +170,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+    sync(path.parent)

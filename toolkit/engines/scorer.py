@@ -14,7 +14,7 @@ import resource
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from toolkit.core.errors import ScoringError, nearest
 from toolkit.engines import portable_model
-from toolkit.engines.lean_imports import without_sklearn
+from toolkit.engines.lean_imports import own_xgboost
 from toolkit.engines.portable_model import PortableModel, PortableModelError
 
 Floats = npt.NDArray[np.float32]
@@ -87,7 +87,7 @@ class Scorer:
     def __init__(self, payload: bytes, spec: Mapping[str, Any]) -> None:
         self.spec = spec
         try:
-            with without_sklearn() if spec["model_kind"] == "xgboost" else _nothing():
+            with self._library():
                 self._model: PortableModel = portable_model.from_payload(payload, spec)
         except PortableModelError as error:
             raise ScoringError("a worker must be able to load the model", got=error) from error
@@ -151,8 +151,14 @@ class Scorer:
                 found |= {name: count} if count else {}
         return found
 
+    def _library(self) -> AbstractContextManager[None]:
+        return own_xgboost() if self.spec["model_kind"] == "xgboost" else nullcontext()
+
     def _predict(self, features: Floats) -> Floats:
-        return self._model.predict_encoded(features) if len(features) else np.empty(self._shape(0), dtype=np.float32)
+        if not len(features):
+            return np.empty(self._shape(0), dtype=np.float32)
+        with self._library():
+            return self._model.predict_encoded(features)
 
     def _shape(self, num_rows: int) -> tuple[int, ...]:
         return (num_rows, len(self.spec["classes"])) if self.spec["task"] == "multiclass" else (num_rows,)
@@ -164,7 +170,8 @@ class Scorer:
         top, values = np.zeros((len(features), num_top), dtype=np.int64), np.full((len(features), num_top), np.nan, dtype=np.float32)
         rows = np.arange(len(features)) if crashed is None else np.flatnonzero(~crashed)
         if len(rows):
-            found = self._model.contributions(features[rows], num_threads=1)
+            with self._library():
+                found = self._model.contributions(features[rows], num_threads=1)
             if found.ndim == 3:
                 found = found[np.arange(len(rows)), prediction[rows].argmax(axis=1)]
             found = found[:, :-1]  # the last is the bias
@@ -282,11 +289,6 @@ def explanation_array(scores: Scores, feature_names: Sequence[str]) -> pa.Array:
     offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * num_top)
     mask = None if scores.crashed is None or not scores.crashed.any() else pa.array(scores.crashed)
     return pa.ListArray.from_arrays(offsets, pairs, mask=mask)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _use_one_thread(native: Any) -> None:

@@ -25,7 +25,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from toolkit.core.errors import ScoringError
 from toolkit.core.scoring import BatchCounts, RowRules, ScoringModel, Stamp
-from toolkit.core.table_names import TableName
+from toolkit.core.table_names import TableName, spark_path
 from toolkit.engines import files_tasks
 from toolkit.engines.files_columns import Schemas
 from toolkit.engines.files_tables import Output, Rows, divide, eligible, input_of, output_of
@@ -361,4 +361,4 @@ def read_by_files(state: ScoreState, scoring: Scoring, source: TableName) -> dic
     if past[-1].source["kind"] == "delta":
         return {"version": past[-1].source["version"]}
     assert source.path is not None
-    return {"files": [(source.path / name if name else source.path).as_uri() for plan in past for name in plan.source["files"]]}
+    return {"files": [spark_path(source.path / name if name else source.path) for plan in past for name in plan.source["files"]]}

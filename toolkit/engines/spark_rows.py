@@ -160,14 +160,22 @@ def scored_columns(frame: DataFrame, model: ScoringModel, rules: RowRules, stamp
 
 def predicted_label(prediction: Column, model: ScoringModel) -> Column | None:
     """The class by the model's threshold, or the likeliest one; None for a model without classes."""
+    if model.classes is None:
+        return None
+    type_ = _type_of_classes(model.classes)
+    classes = [F.lit(str(each) if type_ == "string" else each).cast(type_) for each in model.classes]
     if model.task == "binary":
-        no, yes = model.classes or (0, 1)
-        return F.when(prediction > F.lit(model.threshold), F.lit(yes)).otherwise(F.lit(no))
-    if model.task == "multiclass":
-        assert model.classes is not None
-        place = F.array_position(prediction, F.array_max(prediction)).cast("int")
-        return F.element_at(F.array(*(F.lit(each) for each in model.classes)), place)
-    return None
+        no, yes = classes
+        return F.when(prediction > F.lit(model.threshold), yes).otherwise(no)
+    place = F.array_position(prediction, F.array_max(prediction)).cast("int")
+    return F.element_at(F.array(*classes), place)
+
+
+def _type_of_classes(classes: Sequence[object]) -> str:
+    """As `files_tasks` has it, for an output may see both engines."""
+    kinds = {type(each) for each in classes}
+    known = (("boolean", {bool}), ("long", {int}), ("double", {int, float}))
+    return next((name for name, all_ in known if kinds <= all_), "string")
 
 
 def quarantine_columns(frame: DataFrame, why: Column, rules: RowRules, stamp: Stamp, inputs: Sequence[str]) -> DataFrame:

@@ -22,10 +22,11 @@ from pyspark.sql import DataFrame
 
 from toolkit.core.errors import ScoringError, UserError
 from toolkit.core.scoring import BatchCounts, Feature, ScoringModel, Stamp
+from toolkit.core.table_names import spark_path
 from toolkit.engines import spark_rows, spark_scoring
 from toolkit.engines.score_state import RESTORE, Plan, ScoreState, Scoring, write_json
 from toolkit.engines.spark_score_setup import Agreement
-from toolkit.engines.spark_score_tables import DeltaSink, ParquetSink, Reader, uri, window_condition
+from toolkit.engines.spark_score_tables import DeltaSink, ParquetSink, Reader, window_condition
 from toolkit.engines.spark_tables import one_line
 
 POLL_S = 1
@@ -81,7 +82,9 @@ class SparkBatches:
 
         stream = self.reader.new_rows(self.agreement.schema, max_batch_gib)
         with one_line(self.reader.table.shown, "check the input"):
-            writer = stream.writeStream.foreachBatch(on_rows).option("checkpointLocation", uri(checkpoint)).trigger(availableNow=True)
+            writer = (
+                stream.writeStream.foreachBatch(on_rows).option("checkpointLocation", spark_path(checkpoint)).trigger(availableNow=True)
+            )
             query = writer.start()
         try:
             while not query.awaitTermination(POLL_S):
@@ -101,18 +104,21 @@ class SparkBatches:
         self.execute(self.reader.all_rows(), self._new_plan(scoring, {"read": self.reader.table.shown}, overwrite=True))
 
     def run_window(self, scoring: Scoring, window: tuple[str, str, str], source: Mapping[str, Any] | None) -> None:
-        """Score a span of time as one batch, which replaces that span in the output. Of a window that was broken off, the rest comes first.
+        """Score a span of time as one batch, which replaces that span in the output.
 
         Rows that no batch has had yet are left to the batch that will: they would be scored twice.
 
         Args:
             source: what batches have had, as `Reader.rows_of` takes it; None for what the checkpoint says.
         """
-        last = self.state.last_plan()
-        if last is not None and last.window is not None and last.generation == scoring.generation.id and not self.state.is_finished(last):
-            self.execute(self._window_rows(last.source, last.window), last)
         source = source or self.reader.snapshot(self.state.checkpoint(scoring.generation))
         self.execute(self._window_rows(source, window), self._new_plan(scoring, source, overwrite=False, window=window))
+
+    def finish_window(self, scoring: Scoring) -> None:
+        """The rest of a window that was broken off. It comes before whatever else a run does: only the last plan can be unfinished."""
+        last = self.state.unfinished_window(scoring)
+        if last is not None and last.window is not None:
+            self.execute(self._window_rows(last.source, last.window), last)
 
     def _window_rows(self, source: Mapping[str, Any], window: tuple[str, str, str]) -> DataFrame:
         frame = self.reader.rows_of(source)
@@ -135,9 +141,9 @@ class SparkBatches:
         overwrite: bool,
         window: tuple[str, str, str] | None = None,
     ) -> Plan:
-        last = self.state.last_plan()
+        taken = [*self.state.plan_numbers()[-1:], *(sink.last_batch() for sink in (self.agreement.scores, self.agreement.quarantine))]
         plan = Plan(
-            batch_id=0 if last is None else last.batch_id + 1,
+            batch_id=max((number for number in taken if number is not None), default=-1) + 1,
             generation=scoring.generation.id,
             source=source,
             model=self.model.name,
@@ -147,7 +153,7 @@ class SparkBatches:
             window=window,
             extra={"run_id": self.run_id},
         )
-        if scoring.query_id is None and "query_id" in source:
+        if source.get("query_id", scoring.query_id) != scoring.query_id:  # see `check_checkpoint`: it is the first, or that of no plan
             self.state.write(dataclasses.replace(scoring, query_id=source["query_id"]))
         self.state.write_plan(plan)
         return plan
@@ -179,6 +185,7 @@ class SparkBatches:
 
     def _execute(self, frame: DataFrame, plan: Plan, model: ScoringModel, *, guarded: bool) -> None:
         rules, location, inputs = self.agreement.rules, self.reader.table.shown, self.agreement.inputs
+        frame = spark_scoring.in_larger_tasks(frame)
         names = spark_scoring.column_names(frame, model)
         features = [Feature(name, feature.categories) for name, feature in zip(names, model.features, strict=True)]
         for name, kind in self.agreement.casts.items():
@@ -197,7 +204,8 @@ class SparkBatches:
             counts = spark_rows.count(frame, why, features, rules, location)
             counts.check()
             self._check_share(counts)
-            if counts.num_input_rows:
+            replaces = (plan.overwrite or plan.window is not None) and self.agreement.scores.columns() is not None
+            if counts.num_input_rows or replaces:
                 stamp = Stamp.of(model, str(plan.extra["run_id"]), plan.batch_id, plan.scored_at_utc)
                 good = _good(frame, why)
                 predicted = good if guarded else spark_scoring.with_prediction(good, model, explain=rules.explain)
@@ -276,7 +284,9 @@ def check_checkpoint(state: ScoreState, scoring: Scoring, checkpoint: Path) -> N
     except (OSError, ValueError, KeyError) as error:
         raise ScoringError(rule, got="none", next_step=RESTORE) from error
     wanted = int(last.source["stream_batch"])
-    if found != scoring.query_id or newest not in (wanted, wanted + 1):
+    # One that was read, but not planned; it is not done.
+    is_ahead = newest == wanted + 1 and not (checkpoint / "commits" / str(newest)).exists()
+    if found != scoring.query_id or not (newest == wanted or is_ahead):
         got = "another one" if found != scoring.query_id else f"one of stream batch {newest}, after batch {wanted} was planned"
         raise ScoringError(rule, got=got, next_step=RESTORE)
 

@@ -18,6 +18,7 @@ from toolkit.core.scoring import (
     RowRules,
     ScoringModel,
     Stamp,
+    with_key,
 )
 from toolkit.core.table_names import TableName
 from toolkit.engines import spark_rows, spark_scoring
@@ -88,7 +89,7 @@ def agree(
     names = spark_scoring.column_names(frame, model)
     features = tuple(Feature(name, feature.categories) for name, feature in zip(names, model.features, strict=True))
     spark_rows.check_types(schema, features, location)
-    rules = _with_key(rules, model, schema, location, notices)
+    rules = with_key(rules, model, schema.names, location, notices)
     _check_there(schema, dict.fromkeys(rules.keep or (), "--keep names the column"), location)
     if window is not None:
         _check_there(schema, {window[0]: "--time-column"}, location)
@@ -112,19 +113,6 @@ def agree(
     if there is None:
         return agreement
     return _as_output_has_it(agreement, frame, model, there, output.shown, notices)
-
-
-def _with_key(rules: RowRules, model: ScoringModel, schema: T.StructType, location: str, notices: list[str]) -> RowRules:
-    if rules.key is not None:
-        _check_there(schema, {rules.key: "--key"}, location)
-        return rules
-    if model.key is not None and model.key in schema.names:
-        return dataclasses.replace(rules, key=model.key)
-    if rules.duplicates != "keep":
-        raise ScoringError(f"--duplicates {rules.duplicates} needs a key", got="none", next_step="name one with --key")
-    if model.key is not None:
-        notices.append(f"{location} has no column {model.key!r}, the model's key: rows are not checked for one")
-    return rules
 
 
 def _as_output_has_it(
@@ -157,7 +145,7 @@ def _as_output_has_it(
         before = old[field.name]
         if before == field.dataType or _same_but_nulls(before, field.dataType):
             continue
-        if isinstance(before, _WIDER.get(type(field.dataType), ())):
+        if isinstance(before, _WIDER.get(type(field.dataType), ())) and field.name in inputs:
             casts[field.name] = before
         elif isinstance(field.dataType, _WIDER.get(type(before), ())) and field.name in inputs:
             widened[field.name] = field.dataType

@@ -6,7 +6,12 @@ does. Every write is checked against what was expected: `numOutputRows` of the c
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
+import urllib.parse
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +23,12 @@ from pyspark.sql import types as T
 
 from toolkit.core.errors import ScoringError
 from toolkit.core.scoring import BATCH_ID, CORRUPT
-from toolkit.core.table_names import CSV_ENDINGS, TableName
+from toolkit.core.table_names import CSV_ENDINGS, TableName, spark_path
 from toolkit.engines import parquet_batches
 from toolkit.engines.csv_files import CsvFormat, csv_format
 from toolkit.engines.score_state import RESTORE, Plan
 from toolkit.engines.spark_tables import one_line
+from toolkit.engines.write_once import sync
 
 _AUDIT = (
     "batch_id long, mode string, engine string, model_name string, model_version long, model_sha256 string, scoring_run_id string, "
@@ -67,7 +73,7 @@ class Reader:
                 frame = reader.schema(csv_schema(table)).csv(table.location, **_csv_options(table))
             else:
                 frame = reader.format(table.kind).load(table.location)
-            return self._filtered(frame)
+        return self._filtered(frame)
 
     def new_rows(self, schema: T.StructType, max_batch_gib: float | None) -> DataFrame:
         """The stream of what no batch of the checkpoint had. `schema`: of all columns, before `where`."""
@@ -75,6 +81,8 @@ class Reader:
         reader = self.session.readStream
         if max_batch_gib is not None:
             reader = reader.option("maxBytesPerTrigger", int(max_batch_gib * GIB))
+        elif table.kind in ("delta", "catalog"):
+            reader = reader.option("maxFilesPerTrigger", 2**31 - 1)  # Delta's default is 1,000: a full run is one commit
         if table.kind in ("delta", "catalog") and self.skip_changes:
             reader = reader.option("skipChangeCommits", "true")
         with one_line(table.shown, "check the path or the table's name, and that you may read it"):
@@ -86,7 +94,7 @@ class Reader:
                 frame = reader.schema(schema).csv(table.location, **_csv_options(table))
             else:
                 frame = reader.schema(schema).parquet(table.location)
-            return self._filtered(frame)
+        return self._filtered(frame)
 
     def snapshot(self, checkpoint: Path) -> dict[str, Any]:
         """What `rows_of` reads the same rows by, as often as it is asked: those that the checkpoint's batches had; all, where it has none.
@@ -114,12 +122,13 @@ class Reader:
         if "version" in source:
             return self.all_rows(version=int(source["version"]))
         if "files" in source:
+            files = [_literal(urllib.parse.unquote(name)) for name in source["files"]]  # as Spark names them: URIs
             with one_line(self.table.shown, "restore the file, or score all anew with --mode full"):
                 if self.table.kind == "csv":
-                    return self._filtered(
-                        self.session.read.schema(csv_schema(self.table)).csv(list(source["files"]), **_csv_options(self.table))
-                    )
-                return self._filtered(self.session.read.parquet(*source["files"]))
+                    frame = self.session.read.schema(csv_schema(self.table)).csv(files, **_csv_options(self.table))
+                else:
+                    frame = self.session.read.parquet(*files)
+            return self._filtered(frame)
         return self.all_rows()
 
     def _filtered(self, frame: DataFrame) -> DataFrame:
@@ -172,6 +181,9 @@ class Sink(Protocol):
     def columns(self) -> T.StructType | None:
         """Of what is there; None where there is nothing."""
 
+    def last_batch(self) -> int | None:
+        """The highest number that is taken, by whatever state, and that a new batch must not have."""
+
     def write(self, frame: DataFrame, plan: Plan, app_id: str, num_rows: int, facts: Mapping[str, Any]) -> None:
         """Make the batch part of the table, unless it is already.
 
@@ -221,6 +233,9 @@ class DeltaSink:
                 quoted = "`" + name.replace("`", "``") + "`"
                 self.session.sql(f"ALTER TABLE {self.reference} ALTER COLUMN {quoted} TYPE {kind.simpleString()}")
 
+    def last_batch(self) -> int | None:
+        return None  # a transaction's name has the generation
+
     def write(self, frame: DataFrame, plan: Plan, app_id: str, num_rows: int, facts: Mapping[str, Any]) -> None:
         content = {"app_id": app_id, "batch_id": plan.batch_id, "generation": plan.generation, "source": dict(plan.source), **facts}
         writer = frame.write.format("delta").option("txnAppId", app_id).option("txnVersion", plan.batch_id)
@@ -265,7 +280,8 @@ class DeltaSink:
                 except (ValueError, KeyError, TypeError):
                     continue
                 if content.get("app_id") == app_id and content.get("batch_id") == batch_id:
-                    return int(commit.operationMetrics["numOutputRows"]), content
+                    metrics = commit.operationMetrics  # of a window, the rows of its files that lie outside are written once more
+                    return int(metrics.get("numOutputRows", 0)) - int(metrics.get("numCopiedRows", 0)), content
             if len(commits) < HISTORY_ROWS:
                 return None
         return None
@@ -277,32 +293,52 @@ class ParquetSink:
         self.session, self.path, self.shown = session, table.path, table.shown
 
     def columns(self) -> T.StructType | None:
-        newest = next(iter(reversed(parquet_batches.manifests(self.path))), None)
+        newest = next((each for each in reversed(parquet_batches.manifests(self.path)) if each.files), None)
         if newest is None:
             return None
         with one_line(self.shown, "check the output, and that you may read it"):
-            found = self.session.read.parquet(uri(parquet_batches.batch_folder(self.path, newest.batch_id))).schema
+            found = self.session.read.parquet(_literal(spark_path(newest.paths(self.path)[0]))).schema
         return T.StructType([*found.fields, T.StructField(BATCH_ID, T.LongType())])
 
+    def last_batch(self) -> int | None:
+        return max((manifest.batch_id for manifest in parquet_batches.manifests(self.path)), default=None)
+
     def write(self, frame: DataFrame, plan: Plan, app_id: str, num_rows: int, facts: Mapping[str, Any]) -> None:
-        if parquet_batches.is_committed(self.path, plan.batch_id):
-            return
-        folder = parquet_batches.batch_folder(self.path, plan.batch_id)
+        found = parquet_batches.read_manifest(self.path, plan.batch_id)
+        if found is None:
+            content = {"app_id": app_id, "generation": plan.generation, "source": dict(plan.source), **facts}
+            found = self._commit(frame, plan, num_rows, content)
+        what = f"batch {plan.batch_id} of {self.shown}"
+        if found.metadata.get("source") != json.loads(json.dumps(dict(plan.source))) or found.num_rows != num_rows:
+            raise ScoringError(
+                "a batch that was written before must be the same one", got=f"{what} with {found.num_rows:,} rows, {num_rows:,} now",
+                next_step=f"the state beside the output is older than the output, or the options have changed; {RESTORE}",
+            )  # fmt: skip
+
+    def _commit(self, frame: DataFrame, plan: Plan, num_rows: int, content: Mapping[str, Any]) -> parquet_batches.Manifest:
+        """By a folder of this attempt's own: the JVM of a driver that was killed may be writing still, or deleting what is in its way."""
+        folder, attempt = parquet_batches.batch_folder(self.path, plan.batch_id), f"attempt-{uuid.uuid4().hex[:12]}"
         with one_line(self.shown, "check the output, and that you may write to it"):
-            frame.drop(BATCH_ID).write.mode("overwrite").parquet(uri(folder))
+            frame.drop(BATCH_ID).write.parquet(spark_path(folder / attempt))
         replaces: parquet_batches.Replaces = "all" if plan.overwrite else plan.window
-        manifest = parquet_batches.manifest_of(self.path, plan.batch_id, replaces=replaces, metadata=facts)
+        manifest = parquet_batches.manifest_of(self.path, plan.batch_id, replaces=replaces, metadata=content)
+        manifest = dataclasses.replace(manifest, files=tuple(file for file in manifest.files if file.name.startswith(f"{attempt}/")))
         assert manifest.num_rows == num_rows, f"{manifest.num_rows} rows written of {num_rows}"
+        sync(folder / attempt)
         parquet_batches.commit(self.path, manifest)
+        for left in folder.glob("attempt-*"):
+            if left.name != attempt:
+                shutil.rmtree(left, ignore_errors=True)
+        return manifest
 
 
 def sink_of(session: SparkSession, table: TableName) -> DeltaSink | ParquetSink:
     return ParquetSink(session, table) if table.kind == "parquet" else DeltaSink(session, table)
 
 
-def uri(path: Path) -> str:
-    """A Volume is Databricks' own; any other path is on this machine's disk, whatever Spark's default file system is."""
-    return str(path) if path.is_relative_to("/Volumes") else path.absolute().as_uri()
+def _literal(path: str) -> str:
+    """Spark takes a path for a pattern."""
+    return re.sub(r"([\\{}\[\]*?])", r"\\\1", path)
 
 
 def _newest_offset(checkpoint: Path) -> dict[str, Any] | None:

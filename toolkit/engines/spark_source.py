@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ClusterError, DataError
+from toolkit.core.table_names import spark_path
 from toolkit.engines import spark_session
 from toolkit.engines.spark_master import check_reachable
 from toolkit.engines.table_source import TableSource
@@ -85,8 +86,7 @@ def frame_of(source: TableSource, session: Any, wanted: Collection[str]) -> Any:
             got=source.location if source.kind == "file" else f"a {type(source.table).__name__} from {source.location}",
             next_step="leave --spark-master and --spark-conf out, or write it as Parquet",
         )
-    # A Volume is Databricks' own; any other path was found on this machine's disk, whatever Spark's default file system is.
-    where = str(path) if path.is_relative_to("/Volumes") else path.as_uri()
+    where = spark_path(path)
     advice = "start Spark with Delta's jars and extension, by --spark-conf" if source.is_delta else "check the file"
     with one_line(source.location, advice):
         frame = session.read.format("delta" if source.is_delta else "parquet").load(where)

@@ -18,6 +18,7 @@ from pyspark.sql.types import ArrayType, MapType, StructType, UserDefinedType, V
 from toolkit.core.encoding import refuse_names, repeated
 from toolkit.core.errors import DataError
 from toolkit.core.machine import memory_bytes
+from toolkit.core.table_names import spark_path
 from toolkit.engines.arrow_frames import ordered_frame
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def write_parquet(frame: DataFrame, folder: Path, name: str) -> None:
         DataError: Spark cannot read it, or cannot write there.
     """
     with one_line(name, "check the table, and that training.storage_path can be written to"):
-        frame.write.mode("overwrite").parquet(folder.absolute().as_uri())
+        frame.write.mode("overwrite").parquet(spark_path(folder.absolute()))
 
 
 def _refuse_nested(schema: StructType, name: str, exclude: Collection[str]) -> None:
