@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from toolkit.core.errors import ScoringError, nearest
 from toolkit.core.schedules import Cron
+from toolkit.core.secrets import without_secrets
+from toolkit.core.table_names import JDBC_LOGIN
 from toolkit.settings import Settings, passed_on
 
 Kind = Literal["systemd", "cron", "databricks", "kubernetes"]
@@ -121,6 +123,14 @@ def schedule(
     broken = next((word for word in command if "\n" in word or "\r" in word or "\0" in word), None)
     if broken is not None:
         raise ScoringError("schedule: arguments must be of one line", got=repr(broken), next_step="take the line break out")
+    secret = next((word for word in command if without_secrets(word) != word or JDBC_LOGIN.search(word)), None)
+    if secret is not None:
+        raise ScoringError(
+            "schedule: no secret may be in the command, for process lists and the scheduler show it",
+            got=f"an argument that begins {secret[:8]!r}",
+            next_step="set it in the environment: TOOLKIT_JDBC_USER and TOOLKIT_JDBC_PASSWORD, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD",
+        )
     _check_timezone(kind, timezone)
     variables, secrets = environment or passed_on()
     job = _Job(_name(name, command), cron, command, timezone, dict(variables), tuple(secrets), settings.home, timeout_s)

@@ -12,18 +12,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from toolkit.core.errors import ScoringError
+from toolkit.core.errors import Interrupted, ScoringError
 from toolkit.core.progress import SearchProgress
 from toolkit.core.scoring import Mode, RowRules
 from toolkit.core.scoring_result import ScoreResult
 from toolkit.score_asked import Models, ask, choose_engine
 from toolkit.score_metrics import Metrics
 from toolkit.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 MAX_BATCH_GIB = 10.0
 
@@ -68,6 +65,7 @@ def score(
     Raises:
         ScoringError, DataError: one line each for what stands in the way; nothing of the batch at hand is written then.
         RegistryError: no such model, version or alias. ClusterError: Spark or Java. TrackingError: MLflow.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     settings = settings or Settings.read()
     progress = progress or SearchProgress()
@@ -102,5 +100,9 @@ def score(
 
         notices = [f"engine spark, not files: {why_not_files}"] if why_not_files and asked.engine == "auto" else []
         run = ScoreRun(asked, session, executing, models, chosen, settings, tracking_uri, progress, notices)
-        told.result = run.execute(began)
+        try:
+            told.result = run.execute(began)
+        except KeyboardInterrupt:
+            done = f"{len(run.batches)} batches of this run are written" if run.batches else "no batch of this run is written whole"
+            raise Interrupted(f"interrupted: {done}; run the same command again: it goes on where it was") from None
         return told.result

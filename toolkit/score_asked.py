@@ -86,6 +86,8 @@ def ask(
         raise ScoringError(
             "a JDBC table does not tell what is new in it", got="--mode incremental", next_step="choose --mode window or --mode full"
         )
+    if source.kind == "csv" and source.path is None:
+        raise ScoringError("a CSV input must be on this machine or a Volume", got=source.shown, next_step="write it as Parquet or Delta")
     if target.kind == "parquet" and target.path is None:
         raise ScoringError(
             "a Parquet output must be on this machine or a Volume", got=target.shown, next_step="write Delta there: delta:URI"

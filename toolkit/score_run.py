@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ScoringError, TrackingError
 from toolkit.core.progress import SearchProgress
-from toolkit.core.scoring import STATE_FOLDER, BatchCounts, ScoringModel, with_key
+from toolkit.core.scoring import STATE_FOLDER, BatchCounts, RowRules, ScoringModel, with_key
 from toolkit.core.scoring_result import ScoreResult
 from toolkit.engines.lease import Lease
 from toolkit.engines.score_state import RESTORE, Generation, Plan, ScoreState, Scoring
@@ -63,6 +63,7 @@ class ScoreRun:
         asked = self.asked
         scoring = self._scoring()
         agreement = None if self.engine == "files" else self._agree()
+        rules = self._files_rules() if agreement is None else agreement.rules
         name = (str(self.model.spec["experiment"]) if self.model.spec else self.model.name) + EXPERIMENT_SUFFIX
         tags = {"toolkit.verb": "score", "toolkit.model": str(self.model), "toolkit.output": asked.output.shown}
         run = MlflowRun(tracking_uri=self.tracking_uri, experiment_name=name, run_name=f"score {self.model}", tags=tags)
@@ -74,7 +75,7 @@ class ScoreRun:
             if scoring != self.state.read():
                 self.state.write(scoring)
             self.progress.phase(f"scoring with {self.model}, engine {scoring.engine}")
-            self._run(scoring, agreement, run.run_id, lease)
+            self._run(scoring, agreement, rules, run.run_id, lease)
             wall_s = time.monotonic() - began_s
             result = self._result(run.run_id, wall_s)
             try:
@@ -103,37 +104,49 @@ class ScoreRun:
             notices=self.notices,
         )
 
-    def _run(self, scoring: Scoring, agreement: Agreement | None, run_id: str, lease: Lease) -> None:
+    def _files_rules(self) -> RowRules:
+        """With the key. Raises ScoringError: input, model and output do not fit each other, as far as schemas tell."""
+        from toolkit.engines.files_columns import Schemas
+        from toolkit.engines.files_tables import columns_of, output_of
+
+        asked, location, is_delta = self.asked, self.asked.input.shown, self.asked.output.kind == "delta"
+        wanted = {*(feature.name for feature in self.model.features), *(asked.rules.keep or ()), asked.rules.key or self.model.key or ""}
+        columns = columns_of(asked.input, wanted - {""})
+        rules = with_key(asked.rules, self.model, columns.names, location, self.notices)
+        Schemas.of(
+            columns, self.model, rules, location=location,
+            there=output_of(asked.output).columns if is_delta or asked.mode != "full" else None,
+            there_quarantined=output_of(asked.quarantine).columns, with_batch_id=is_delta,
+        )  # fmt: skip
+        return rules
+
+    def _run(self, scoring: Scoring, agreement: Agreement | None, rules: RowRules, run_id: str, lease: Lease) -> None:
         if agreement is None:
-            self._run_files(scoring, run_id, lease)
+            self._run_files(scoring, rules, run_id, lease)
             return
         from toolkit.engines.spark_files_scoring import read_by_files
         from toolkit.engines.spark_score import SparkBatches
-        from toolkit.engines.spark_score_tables import DeltaSink
 
         asked = self.asked
         batches = SparkBatches(agreement, self.state, self.models.version, self.model, run_id, lease.check, self.on_batch)
-        if agreement.widened and isinstance(agreement.scores, DeltaSink):
-            agreement.scores.widen(agreement.widened)
         batches.finish_window(scoring)
         if asked.window is not None:
             if scoring.generation.kind == "windows":
                 batches.run_window(scoring, asked.window, None)
             elif scoring.engine == "files":
-                self._run_files(scoring, run_id, lease)
+                self._run_files(scoring, rules, run_id, lease)
                 batches.run_window(scoring, asked.window, read_by_files(self.state, scoring, asked.input))
             else:
                 batches.run_new_rows(scoring, asked.max_batch_gib)
                 batches.run_window(scoring, asked.window, None)
         elif scoring.engine == "files":  # whose session Spark's engine has for the rest of a window
-            self._run_files(scoring, run_id, lease)
+            self._run_files(scoring, rules, run_id, lease)
         elif asked.input.kind == "jdbc":
             batches.run_all_rows(scoring)
         else:
             batches.run_new_rows(scoring, None if asked.mode == "full" else asked.max_batch_gib)
 
-    def _run_files(self, scoring: Scoring, run_id: str, lease: Lease) -> None:
-        from toolkit.engines import files_tables
+    def _run_files(self, scoring: Scoring, rules: RowRules, run_id: str, lease: Lease) -> None:
         from toolkit.engines.spark_files_scoring import score_files
 
         def on_batch(plan: Plan, counts: BatchCounts) -> None:
@@ -141,7 +154,6 @@ class ScoreRun:
             self.on_batch(plan, self.model if is_own else self.models.version(plan.model, plan.version), counts)
 
         asked = self.asked
-        rules = with_key(asked.rules, self.model, files_tables.column_names(asked.input), asked.input.shown, self.notices)
         score_files(
             self.session,
             asked.input,

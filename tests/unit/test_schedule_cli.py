@@ -232,3 +232,10 @@ def test_what_is_refused(capfd, arguments, code, says):
     assert (found, out) == (code, "")
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("table", ["jdbc:postgresql://u:pw1@h/db#t", "jdbc:postgresql://h/db?user=u&password=pw1#t"])
+def test_a_secret_in_the_command_is_refused_and_not_shown(table):
+    with pytest.raises(ScoringError, match="no secret may be in the command") as caught:
+        scheduling.schedule("cron", ["score", "wine", "--input", table, "--output", "scores"], cron=Cron.parse("0 * * * *"))
+    assert "pw1" not in str(caught.value)

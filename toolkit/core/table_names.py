@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from toolkit.core.errors import ScoringError
+from toolkit.core.scoring import BATCH_ID, STATE_FOLDER
 from toolkit.core.secrets import without_secrets
 
 TableKind = Literal["delta", "parquet", "csv", "jdbc", "catalog"]
@@ -30,7 +31,8 @@ PARQUET_ENDINGS = (".parquet", ".parq")
 CSV_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _PREFIXES: dict[str, TableKind] = {"delta:": "delta", "parquet:": "parquet", "csv:": "csv"}
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:/")  # two letters at least
-_JDBC_LOGIN = re.compile(r"[^:/]@|[?&;](user|username|uid|password|passwd|pwd|pass|accesstoken|token|secret)=", re.IGNORECASE)
+JDBC_LOGIN = re.compile(r"^jdbc:.*(?:[^:/]@|[?&;](user|username|uid|password|passwd|pwd|pass|accesstoken|token|secret)=)", re.IGNORECASE)
+"""A user or a password in a JDBC address; drivers have many ways to write one."""
 _JDBC_TABLE = re.compile(r"""[^\s();'\\]([^();'\\]*[^\s();'\\])?""")
 _FORMATS = "a Delta table, Parquet or CSV"
 
@@ -113,7 +115,7 @@ def is_inside(inner: TableName, outer: TableName) -> bool:
 
 def _jdbc(text: str, role: Role) -> TableName:
     url, _, table = text.partition("#")
-    if _JDBC_LOGIN.search(url):  # nothing of it is shown: drivers have many ways to write a password
+    if JDBC_LOGIN.search(url):  # nothing of it is shown: drivers have many ways to write a password
         raise ScoringError(
             "jdbc: no user or password may be in the address, for process lists and logs show it",
             got=f"{':'.join(url.split(':')[:2])}:… with one",
@@ -194,6 +196,10 @@ def _kind_of_output(path: Path, wanted: TableKind | None) -> tuple[TableKind, bo
     if path.exists() and not path.is_dir():
         raise ScoringError("output: must be a folder or catalog.schema.table", got=f"the file {path}", next_step="name another path")
     found = _kind_of_folder(path) if path.exists() else None
+    if found in (None, "parquet") and _is_ours(path):  # maybe with files of a first batch that was broken off, and no table yet
+        ours: TableKind = "parquet" if next(path.glob(f"{BATCH_ID}=*"), None) else "delta"
+        if wanted in (None, ours):
+            return ours, ours == found
     if found is None and path.exists() and any(_visible(each.name) for each in path.iterdir()):
         raise ScoringError(
             "output: must be a Delta table, a Parquet folder or an empty one",
@@ -207,6 +213,11 @@ def _kind_of_output(path: Path, wanted: TableKind | None) -> tuple[TableKind, bo
     if found is None:
         return ("parquet" if wanted == "parquet" else "delta"), False
     return found, True
+
+
+def _is_ours(path: Path) -> bool:
+    """A quarantine has no state of its own."""
+    return path.is_dir() and ((path / STATE_FOLDER).is_dir() or path.name.endswith("_quarantine"))
 
 
 def _kind_of_file(path: Path, wanted: TableKind | None) -> TableKind | None:

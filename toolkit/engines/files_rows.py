@@ -101,4 +101,6 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(timespec="microseconds")
     return value.isoformat() if isinstance(value, datetime.date) else str(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +124,17 @@ def eligible(source: TableName, output: TableName) -> str:
     return reason or (delta_files.problem_of_output(output.path) if output.kind == "delta" else "")
 
 
-def column_names(source: TableName) -> list[str]:
-    """Of an input that is `eligible`; of a Parquet folder, as its first file has them."""
+def columns_of(source: TableName, wanted: Collection[str]) -> pa.Schema:
+    """Of an input that is `eligible`; of a Parquet folder, as its first files have them, as many as it takes to see all that are wanted."""
     assert source.path is not None
     if source.kind == "delta":
-        return list(delta_files.snapshot(source.path).columns.names)
-    return next((list(_schema_of(path).names) for path in _parquet_files(source.path)), [])
+        return delta_files.snapshot(source.path).columns
+    found = pa.schema([])
+    for path in _parquet_files(source.path):
+        found = pa.schema([*found, *(each for each in _schema_of(path) if each.name not in found.names)])
+        if set(wanted) <= set(found.names):
+            break
+    return found
 
 
 # ---- inputs

@@ -171,13 +171,13 @@ class _Files:
         )  # fmt: skip
         attempt = f"{_batch_name(plan)}-{uuid.uuid4().hex[:12]}"
         folders = {"scores_folder": output.files_folder(plan.batch_id), "quarantine_folder": quarantine.files_folder(plan.batch_id)}
-        for folder in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
         job = job_of(
             model, self._rules, Stamp.of(model, str(plan.extra["run_id"]), plan.batch_id, plan.scored_at_utc), schema.columns,
             scores=schema.scores, quarantine=schema.quarantine, prefix=attempt, guarded=self.mark(plan, "crashed").exists(),
             duplicated=self._duplicated_keys(rows, schema.columns), **{name: str(folder) for name, folder in folders.items()},
         )  # fmt: skip
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             done = self._run(job, plan, rows, model)
             counts = _counts(done)

@@ -41,6 +41,13 @@ from toolkit.core.scoring import (
 from toolkit.engines.spark_tables import one_line
 
 CRASHED = "_crashed"
+# Times are UTC, whatever the session's time zone.
+_JSON = {
+    "ignoreNullFields": "false",
+    "timeZone": "UTC",
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSxxx",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
 _NUM_COPIES = "_num_copies"
 _FRACTIONS = (T.FloatType, T.DoubleType, T.DecimalType)
 _NUMBERS = (*_FRACTIONS, T.ByteType, T.ShortType, T.IntegerType, T.LongType, T.BooleanType)
@@ -180,7 +187,7 @@ def _type_of_classes(classes: Sequence[object]) -> str:
 
 def quarantine_columns(frame: DataFrame, why: Column, rules: RowRules, stamp: Stamp, inputs: Sequence[str]) -> DataFrame:
     """What is written of a bad row: why, its key, and the row as JSON, whatever its columns are."""
-    raw = F.to_json(F.struct(*(column(name) for name in inputs)), {"ignoreNullFields": "false"})
+    raw = F.to_json(F.struct(*(column(name) for name in inputs)), _JSON)
     key = [] if rules.key is None else [column(rules.key)]
     return frame.where(why.isNotNull()).select(
         why.alias(REASON), *key, raw.alias(RAW_ROW), *_stamp_columns(stamp, QUARANTINED_AT)

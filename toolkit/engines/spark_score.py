@@ -115,10 +115,19 @@ class SparkBatches:
         self.execute(self._window_rows(source, window), self._new_plan(scoring, source, overwrite=False, window=window))
 
     def finish_window(self, scoring: Scoring) -> None:
-        """The rest of a window that was broken off. It comes before whatever else a run does: only the last plan can be unfinished."""
+        """The rest of a window that was broken off. It comes before whatever else a run does: only the last plan can be unfinished.
+
+        One that cannot be scored is given up, if nothing of it is written: it must not stand in the way of what is new.
+        """
         last = self.state.unfinished_window(scoring)
-        if last is not None and last.window is not None:
+        if last is None or last.window is None:
+            return
+        try:
             self.execute(self._window_rows(last.source, last.window), last)
+        except UserError as error:
+            if self.agreement.scores.is_written(last, _app_id(last, "scores")):
+                raise
+            _logger.warning("the window %s to %s, which was broken off, is given up: %s", *last.window[1:], error)
 
     def _window_rows(self, source: Mapping[str, Any], window: tuple[str, str, str]) -> DataFrame:
         frame = self.reader.rows_of(source)
@@ -235,8 +244,10 @@ class SparkBatches:
         }
         if part == "quarantine":  # never replaced: what was bad then, was bad then
             plan = dataclasses.replace(plan, overwrite=False, window=None)
+        elif self.agreement.widened and isinstance(sink, DeltaSink):
+            sink.widen(self.agreement.widened)
         num_rows = counts.num_scored_rows if part == "scores" else counts.num_quarantined_rows
-        sink.write(frame, plan, f"toolkit-{plan.source.get('query_id', plan.generation)}-{part}", num_rows, facts)
+        sink.write(frame, plan, _app_id(plan, part), num_rows, facts)
 
     def _check_share(self, counts: BatchCounts) -> None:
         if counts.num_quarantined_rows and counts.bad_share > self.agreement.rules.max_bad_share:
@@ -260,6 +271,10 @@ class SparkBatches:
                 raise error
         except UserError as mapped:
             return mapped
+
+
+def _app_id(plan: Plan, part: str) -> str:
+    return f"toolkit-{plan.source.get('query_id', plan.generation)}-{part}"
 
 
 def check_checkpoint(state: ScoreState, scoring: Scoring, checkpoint: Path) -> None:

@@ -22,11 +22,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 from toolkit.core.errors import ScoringError
-from toolkit.core.scoring import BATCH_ID, CORRUPT
-from toolkit.core.table_names import CSV_ENDINGS, TableName, spark_path
+from toolkit.core.scoring import BATCH_ID
+from toolkit.core.table_names import TableName, spark_path
 from toolkit.engines import parquet_batches
-from toolkit.engines.csv_files import CsvFormat, csv_format
 from toolkit.engines.score_state import RESTORE, Plan
+from toolkit.engines.spark_csv import csv_options, csv_schema
 from toolkit.engines.spark_tables import one_line
 from toolkit.engines.write_once import sync
 
@@ -70,7 +70,7 @@ class Reader:
             elif table.kind == "jdbc":
                 frame = reader.format("jdbc").options(url=table.location, dbtable=table.jdbc_table, **(self.credentials or {})).load()
             elif table.kind == "csv":
-                frame = reader.schema(csv_schema(table)).csv(table.location, **_csv_options(table))
+                frame = reader.schema(csv_schema(table)).options(**csv_options(table)).csv(table.location)
             else:
                 frame = reader.format(table.kind).load(table.location)
         return self._filtered(frame)
@@ -91,7 +91,7 @@ class Reader:
             elif table.kind == "delta":
                 frame = reader.format("delta").load(table.location)
             elif table.kind == "csv":
-                frame = reader.schema(schema).csv(table.location, **_csv_options(table))
+                frame = reader.schema(schema).options(**csv_options(table)).csv(table.location)
             else:
                 frame = reader.schema(schema).parquet(table.location)
         return self._filtered(frame)
@@ -125,7 +125,7 @@ class Reader:
             files = [_literal(urllib.parse.unquote(name)) for name in source["files"]]  # as Spark names them: URIs
             with one_line(self.table.shown, "restore the file, or score all anew with --mode full"):
                 if self.table.kind == "csv":
-                    frame = self.session.read.schema(csv_schema(self.table)).csv(files, **_csv_options(self.table))
+                    frame = self.session.read.schema(csv_schema(self.table)).options(**csv_options(self.table)).csv(files)
                 else:
                     frame = self.session.read.parquet(*files)
             return self._filtered(frame)
@@ -143,38 +143,6 @@ class Reader:
         return found
 
 
-def csv_schema(table: TableName) -> T.StructType:
-    """Text columns, for types that are guessed from one file would turn what does not fit of the next into nulls, unseen; and what could
-    not be taken apart."""
-    header = _csv_format(table).header
-    return T.StructType([T.StructField(name, T.StringType()) for name in (*header, CORRUPT)])
-
-
-def _csv_format(table: TableName) -> CsvFormat:
-    assert table.path is not None, "a CSV folder is on this machine, or on a Volume"
-    path = (
-        table.path
-        if table.path.is_file()
-        else min(path for path in table.path.rglob("*") if path.is_file() and path.name.lower().endswith(CSV_ENDINGS))
-    )
-    found = csv_format(path)
-    if found.decimal != ".":
-        raise ScoringError(
-            "input: numbers of a CSV file must have decimal points", got=f"decimal commas in {path.name}",
-            next_step="write the table as Parquet, or by toolkit ingest",
-        )  # fmt: skip
-    return found
-
-
-def _csv_options(table: TableName) -> dict[str, Any]:
-    how = _csv_format(table)
-    # Rows must be taken apart in the same way whichever columns are asked for: else what is malformed depends on the query.
-    return {
-        "header": True, "sep": how.delimiter, "encoding": how.encoding, "enforceSchema": False, "columnPruning": False,
-        "mode": "PERMISSIVE", "columnNameOfCorruptRecord": CORRUPT, "recursiveFileLookup": True, "pathGlobFilter": "*.[ct]sv*",
-    }  # fmt: skip
-
-
 class Sink(Protocol):
     """An output table, or a quarantine."""
 
@@ -183,6 +151,9 @@ class Sink(Protocol):
 
     def last_batch(self) -> int | None:
         """The highest number that is taken, by whatever state, and that a new batch must not have."""
+
+    def is_written(self, plan: Plan, app_id: str) -> bool:
+        """Whether `write` has made the batch part of the table before."""
 
     def write(self, frame: DataFrame, plan: Plan, app_id: str, num_rows: int, facts: Mapping[str, Any]) -> None:
         """Make the batch part of the table, unless it is already.
@@ -226,7 +197,11 @@ class DeltaSink:
             return self.session.read.format("delta").load(self.table.location).schema
 
     def widen(self, columns: Mapping[str, T.DataType]) -> None:
-        """Give columns a wider type; files stay as they are."""
+        """Give columns a wider type, unless they have it; files stay as they are."""
+        there = self.columns()
+        columns = {name: kind for name, kind in columns.items() if there is not None and there[name].dataType != kind}
+        if not columns:
+            return
         with one_line(self.table.shown, "cast the column in the input, or score all anew with --mode full"):
             self.session.sql(f"ALTER TABLE {self.reference} SET TBLPROPERTIES ('delta.enableTypeWidening' = 'true')")
             for name, kind in columns.items():
@@ -235,6 +210,9 @@ class DeltaSink:
 
     def last_batch(self) -> int | None:
         return None  # a transaction's name has the generation
+
+    def is_written(self, plan: Plan, app_id: str) -> bool:
+        return self.exists() and self.commit_of(app_id, plan.batch_id) is not None
 
     def write(self, frame: DataFrame, plan: Plan, app_id: str, num_rows: int, facts: Mapping[str, Any]) -> None:
         content = {"app_id": app_id, "batch_id": plan.batch_id, "generation": plan.generation, "source": dict(plan.source), **facts}
@@ -248,6 +226,8 @@ class DeltaSink:
             writer = writer.mode("append")
         with one_line(self.table.shown, "check the output, and that you may write to it"):
             if self.table.kind == "catalog":
+                if not self.exists():  # what creates a table is no transaction with a number
+                    frame.limit(0).write.format("delta").saveAsTable(self.table.location)
                 writer.saveAsTable(self.table.location)
             else:
                 writer.save(self.table.location)
@@ -302,6 +282,9 @@ class ParquetSink:
 
     def last_batch(self) -> int | None:
         return max((manifest.batch_id for manifest in parquet_batches.manifests(self.path)), default=None)
+
+    def is_written(self, plan: Plan, app_id: str) -> bool:
+        return parquet_batches.is_committed(self.path, plan.batch_id)
 
     def write(self, frame: DataFrame, plan: Plan, app_id: str, num_rows: int, facts: Mapping[str, Any]) -> None:
         found = parquet_batches.read_manifest(self.path, plan.batch_id)

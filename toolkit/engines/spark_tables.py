@@ -158,10 +158,10 @@ def _reason(error: Exception) -> str:
     """The line of Spark's many that says why."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    if "Traceback (most recent call last):" in lines:  # a Python worker's: what follows the last frame, as the first line not indented
+    if "Traceback (most recent call last):\n" in text:  # a Python worker's: what follows the last frame, as the first line not indented
         _, _, stack = text.rpartition("Traceback (most recent call last):\n")
         return next((line for line in stack.splitlines() if line and not line[0].isspace()), lines[-1])
-    if lines[0].startswith("An error occurred while calling"):  # py4j's own, which only names the call; a Java stack follows
+    if lines[0].startswith("An error occurred while calling") and lines[1:]:  # py4j's own, which only names the call; a Java stack follows
         lines.pop(0)
     causes = [_without_class(line) for line in lines[:1] + [line for line in lines[1:] if line.startswith("Caused by: ")]]
     # What has a name among Spark's errors was written for users; else the innermost is the reason.
