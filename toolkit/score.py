@@ -47,6 +47,7 @@ def score(
     tracking_uri: str | None = None,
     settings: Settings | None = None,
     progress: SearchProgress | None = None,
+    sessions: ExitStack | None = None,
 ) -> ScoreResult:
     """Score what is new in a table (`incremental`), a span of time again (`window`), or all anew (`full`).
 
@@ -61,6 +62,7 @@ def score(
         skip_change_commits: commits of a Delta input that change or delete rows are left out, instead of refused.
         max_batch_gib: more input than this is scored in several batches.
         metrics_file: gets figures of this run as Prometheus text, of a failed one, too.
+        sessions: ends the Spark session that is started here, which the next run finds; default: it ends with the run.
 
     Raises:
         ScoringError, DataError: one line each for what stands in the way; nothing of the batch at hand is written then.
@@ -82,9 +84,12 @@ def score(
         fetched = pool.submit(models.resolve, asked.model)  # MLflow's import beside the JVM's start
         executing, why_not_files = choose_engine(asked)
         progress.phase("starting Spark")
+        from toolkit.engines.spark_session import active_session
         from toolkit.score_session import open_session
 
-        session_stack = stack.enter_context(ExitStack())
+        if sessions is not None and active_session() is not None:
+            spark_master, spark_conf = None, {}  # the session has them from its start
+        session_stack = sessions or stack.enter_context(ExitStack())
         session = open_session(session_stack, asked, executing, spark_master, spark_conf or {}, settings)
         progress.phase("resolving the model")
         chosen = fetched.result()

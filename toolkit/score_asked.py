@@ -160,7 +160,9 @@ def choose_engine(asked: Asked) -> tuple[Literal["spark", "files"], str]:
         return "spark", ""  # whatever scores what is new: a window is a condition in SQL
     if wanted == "spark":
         return "spark", ""
-    reason = "--mode window is SQL" if asked.mode == "window" else "--where is SQL" if asked.where is not None else ""
+    if asked.mode == "window":
+        raise ScoringError("a window is scored by the engine spark", got="--engine files", next_step="leave --engine out")
+    reason = "--where is SQL" if asked.where is not None else ""
     reason = reason or files_tables.eligible(asked.input, asked.output)
     if reason and wanted == "files":
         raise ScoringError("engine files must fit the tables", got=reason, next_step="score all anew with --engine spark --mode full")

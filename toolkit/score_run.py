@@ -74,7 +74,8 @@ class ScoreRun:
             self._check_state(agreement)
             if scoring != self.state.read():
                 self.state.write(scoring)
-            self.progress.phase(f"scoring with {self.model}, engine {scoring.engine}")
+            self._tell_of_another_model()
+            self.progress.phase(f"scoring with {self.model}, engine {self.engine}")
             self._run(scoring, agreement, rules, run.run_id, lease)
             wall_s = time.monotonic() - began_s
             result = self._result(run.run_id, wall_s)
@@ -84,6 +85,11 @@ class ScoreRun:
                 # The scores are committed and the audit has them: a record that is late must not fail the run.
                 self.notices.append(f"MLflow has no figures of this run: {error}")
         return dataclasses.replace(result, notices=tuple(self.notices))
+
+    def _tell_of_another_model(self) -> None:
+        last = self.state.last_plan()
+        if last is not None and last.model != self.model.name and self.asked.mode != "full":
+            self.notices.append(f"{self.asked.output.shown} has scores of {last.model}, and gets those of {self.model.name} now")
 
     def _agree(self) -> Agreement:
         from toolkit.engines import spark_score_setup
@@ -233,7 +239,7 @@ class ScoreRun:
 
     def _result(self, run_id: str, wall_s: float) -> ScoreResult:
         asked = self.asked
-        last = self.last_plan or self.state.last_plan()
+        last = self.last_plan or self._last_read()
         return ScoreResult(
             model=self.model.name,
             version=self.model.version,
@@ -250,6 +256,11 @@ class ScoreRun:
             mlflow_run_id=run_id,
             model_age_s=max(0.0, time.time() - self.model.created_unix_s),
         )
+
+    def _last_read(self) -> Plan | None:
+        """The newest batch, of those that went on where the one before had ended."""
+        plans = (self.state.plan(number) for number in reversed(self.state.plan_numbers()))
+        return next((plan for plan in plans if plan.window is None), None)
 
 
 def high_watermark(plan: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +84,10 @@ def score(
         typer.Option("--skip-change-commits", help="Leave out commits of a Delta input that change or delete rows, instead of refusing."),
     ] = False,
     max_batch_gib: Annotated[float, typer.Option(metavar="GIB", help="More new input than this is scored in several batches.")] = 10.0,
-    every: Annotated[str | None, typer.Option(metavar="INTERVAL", help="Run now and every 30s, 15m, 1h or 1d, until stopped.")] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="INTERVAL", help="Run now and every 30s, 15m, 1h or 1d, until stopped; with --json an object a run."),
+    ] = None,
     metrics_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Figures of the last run as Prometheus text, for node_exporter.")
     ] = None,
@@ -116,7 +120,7 @@ def score(
             explain=explain,
         )
 
-        def once() -> None:
+        def once(sessions: ExitStack | None = None) -> None:
             with Progress() as progress:
                 result = run_score(
                     model,
@@ -139,6 +143,7 @@ def score(
                     tracking_uri=tracking_uri,
                     settings=Settings.read(),
                     progress=progress,
+                    sessions=sessions,
                 )
             if as_json:
                 write_json(answer, result.as_json())
@@ -150,14 +155,19 @@ def score(
         once() if every is None else _again_and_again(once, every)
 
 
-def _again_and_again(once: Callable[[], None], interval: str) -> None:
+def _again_and_again(once: Callable[[ExitStack], None], interval: str) -> None:
+    """In one Spark session, as long as runs end well."""
     from toolkit.core import schedules
 
+    interval_s, sessions = schedules.parse_every(interval), ExitStack()
+
     def failed(error: UserError, num_failures: int) -> None:
+        sessions.close()
         again = "" if num_failures == 1 else f" ({num_failures} runs in a row)"
         sys.stderr.write(f"error{again}: {error}\n")
 
-    num_runs = schedules.every(once, schedules.parse_every(interval), failed=failed)
+    with sessions:
+        num_runs = schedules.every(lambda: once(sessions), interval_s, failed=failed)
     sys.stderr.write(f"stopped after {num_runs} runs\n")
 
 

@@ -6,7 +6,7 @@ Two engines execute it (`engines.spark_scoring` and `engines.files_scoring`); na
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +152,17 @@ def with_key(rules: RowRules, model: ScoringModel, names: Sequence[str], locatio
     if model.key is not None:
         notices.append(f"{location} has no column {model.key!r}, the model's key: rows are not checked for one")
     return rules
+
+
+def check_delta_names(names: Iterable[str], location: str) -> None:
+    """Raises ScoringError: a new Delta table cannot have such columns (without column mapping, which not every reader knows)."""
+    wrong = [name for name in names if set(name) & set(" ,;{}()\n\t=")]
+    if wrong:
+        raise ScoringError(
+            "output: names of Delta's columns must be without blanks and any of ,;{}()=",
+            got=f"{', '.join(map(repr, wrong[:3]))} in {location}",
+            next_step="write Parquet (--output parquet:PATH), leave the columns out by --keep, or rename them",
+        )
 
 
 @dataclass(frozen=True)

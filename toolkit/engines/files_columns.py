@@ -25,6 +25,7 @@ from toolkit.core.scoring import (
     SCORING_RUN_ID,
     RowRules,
     ScoringModel,
+    check_delta_names,
 )
 from toolkit.engines.scorer import EXPLANATION_TYPE
 
@@ -73,6 +74,8 @@ class Schemas:
             ScoringError: a column is missing or of a wrong type, or a table has others.
         """
         check_columns(columns, model, rules, location)
+        if with_batch_id and there is None:
+            check_delta_names(names_of(columns, rules), location)
         scores = scores_schema(columns, model, rules, with_batch_id=with_batch_id)
         if there is not None:
             columns, scores = _fitted(columns, scores, there, "output")
@@ -116,7 +119,7 @@ def _fitted(columns: pa.Schema, written: pa.Schema, there: pa.Schema, shown: str
     if differences:
         raise ScoringError(
             f"{shown}: its table must have the columns that are written", got=", ".join(differences[:5]),
-            next_step="score to another output, or drop it and use --mode full",
+            next_step="score to another output, or replace it by --mode full --engine spark",
         )  # fmt: skip
     if ignored:
         _logger.warning("columns that the %s has not are left out: %s", shown, ", ".join(ignored))
@@ -143,7 +146,7 @@ def scores_schema(columns: pa.Schema, model: ScoringModel, rules: RowRules, *, w
     Raises:
         ScoringError: a column of the input has a name that is to be added.
     """
-    names = columns.names if rules.keep is None else [name for name in columns.names if name in rules.keep or name == rules.key]
+    names = names_of(columns, rules)
     prediction = pa.list_(pa.float64()) if model.task == "multiclass" and rules.multiclass == "array" else pa.float64()
     added = [pa.field(PREDICTION, prediction)]
     if model.classes is not None:
@@ -158,6 +161,11 @@ def scores_schema(columns: pa.Schema, model: ScoringModel, rules: RowRules, *, w
             next_step="rename it, or leave it out by --keep",
         )  # fmt: skip
     return pa.schema([pa.field(name, columns.field(name).type) for name in names] + added)
+
+
+def names_of(columns: pa.Schema, rules: RowRules) -> list[str]:
+    """Of the input's columns, those that the output has."""
+    return [name for name in columns.names if rules.keep is None or name in rules.keep or name == rules.key]
 
 
 def quarantine_schema(columns: pa.Schema, rules: RowRules, *, with_batch_id: bool) -> pa.Schema:

@@ -204,7 +204,7 @@ class ParquetInput:
             files = [SourceFile(Piece(str(path)), path.stat().st_size) for path in paths]
         except FileNotFoundError as error:
             raise ScoringError(
-                "input: a file of a planned batch must be there", got=f"no {error.filename or error}", next_step=RESTORE
+                "input: a file of a planned batch must be there", got=f"none at {error.filename or error}", next_step=RESTORE
             ) from error
         try:
             columns = pa.unify_schemas(_distinct(schemas), promote_options="permissive")

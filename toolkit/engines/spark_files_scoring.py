@@ -95,7 +95,7 @@ def score_files(
     if past and not files.mark(past[-1], "recorded").exists():
         last = past[-1]
         execute(last, model if (last.model, last.version) == (model.name, model.version) else model_of(last.model, last.version))
-    news = files.news(past, anew=anew)
+    news = files.news(past, model, anew=anew)
     if news is not None:
         plan = Plan(
             batch_id=news[0],
@@ -138,12 +138,17 @@ class _Files:
         self._state, self._check_lease, self._progress = state, check_lease, progress
         self._input = input_of(source, skip_change_commits=skip_change_commits)
 
-    def news(self, past: Sequence[Plan], *, anew: bool) -> tuple[int, Mapping[str, Any]] | None:
-        """Number and source of the next batch."""
+    def news(self, past: Sequence[Plan], model: ScoringModel, *, anew: bool) -> tuple[int, Mapping[str, Any]] | None:
+        """Number and source of the next batch, all of whose files fit: what is planned is planned for good.
+
+        Raises:
+            ScoringError: a file is none of Parquet, or lacks a column.
+        """
         output, quarantine = output_of(self._output), output_of(self._quarantine)
         source = self._input.news(past, output, quarantine, anew=anew)
         if source is None:
             return None
+        self._schemas(self._input.rows(source), model, output, quarantine, overwrite=anew)
         taken = [*self._state.plan_numbers()[-1:], *(each.last_batch for each in (output, quarantine) if each.last_batch is not None)]
         return max(taken, default=-1) + 1, source
 
@@ -164,11 +169,7 @@ class _Files:
             return counts
         self._progress(f"batch {plan.batch_id}: reading the file list")
         rows = self._input.rows(plan.source)
-        is_delta = self._output.kind == "delta"
-        schema = Schemas.of(
-            rows.columns, model, self._rules, location=self._source.shown, there=output.columns if is_delta or not plan.overwrite else None,
-            there_quarantined=quarantine.columns, with_batch_id=is_delta,
-        )  # fmt: skip
+        schema = self._schemas(rows, model, output, quarantine, overwrite=plan.overwrite)
         attempt = f"{_batch_name(plan)}-{uuid.uuid4().hex[:12]}"
         folders = {"scores_folder": output.files_folder(plan.batch_id), "quarantine_folder": quarantine.files_folder(plan.batch_id)}
         job = job_of(
@@ -189,6 +190,13 @@ class _Files:
         # From here on a log may name this attempt's files, whatever an exception says: they stay.
         self._commit(plan, model, job, done, counts, output, quarantine)
         return counts
+
+    def _schemas(self, rows: Rows, model: ScoringModel, output: Output, quarantine: Output, *, overwrite: bool) -> Schemas:
+        is_delta = self._output.kind == "delta"
+        return Schemas.of(
+            rows.columns, model, self._rules, location=self._source.shown, there=output.columns if is_delta or not overwrite else None,
+            there_quarantined=quarantine.columns, with_batch_id=is_delta,
+        )  # fmt: skip
 
     def _run(self, job: Job, plan: Plan, rows: Rows, model: ScoringModel) -> list[Done]:
         tasks = divide(rows.files, self._session.sparkContext.defaultParallelism)

@@ -75,9 +75,11 @@ class SparkBatches:
                 # The offsets name the rows: the same text, the same batch.
                 offsets = (checkpoint / "offsets" / str(stream_batch)).read_text(encoding="utf-8").splitlines()[2:]
                 source = {"query_id": str(query.id), "stream_batch": stream_batch, "offsets": offsets}
+                spark_scoring.tune(frame.sparkSession, self.model, frame.schema)  # the stream's own session
                 self.execute(frame, self._planned(scoring, source))
             except BaseException as error:
                 failures.append(error)
+                logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it shows what goes through it, and this is told in one line
                 raise
 
         stream = self.reader.new_rows(self.agreement.schema, max_batch_gib)

@@ -18,6 +18,7 @@ from toolkit.core.scoring import (
     RowRules,
     ScoringModel,
     Stamp,
+    check_delta_names,
     with_key,
 )
 from toolkit.core.table_names import TableName
@@ -111,7 +112,11 @@ def agree(
     )
     there = None if replaces else agreement.scores.columns()
     if there is None:
+        if output.kind != "parquet":
+            check_delta_names((name for name in inputs if rules.keep is None or name in rules.keep or name == rules.key), location)
         return agreement
+    if window is not None:
+        _check_there(there, {window[0]: "--time-column"}, output.shown)
     return _as_output_has_it(agreement, frame, model, there, output.shown, notices)
 
 

@@ -26,6 +26,7 @@ CRASHED = "_crashed"
 
 TASKS_A_CORE = 4
 TASK_BYTES = 128 * 2**20
+MIN_BATCH_ROWS, MAX_BATCH_ROWS, MAX_BATCH_VALUES = 2_000, 50_000, 4_000_000
 
 _logger = logging.getLogger("toolkit")
 _SCORES = "_toolkit_scores"
@@ -68,6 +69,19 @@ def with_prediction(frame: DataFrame, model: ScoringModel, *, explain: int = 0, 
     if guarded:
         frame = frame.withColumn(CRASHED, F.col(f"{_SCORES}.crashed"))
     return frame.drop(_SCORES)
+
+
+def tune(session: Any, model: ScoringModel, schema: T.StructType) -> None:
+    """Settings for one batch's scores, in a session that is nobody else's.
+
+    Larger batches for Python, by values, not rows: 10,000 rows of 12 floats cost as much to hand over as to make. No dictionaries for
+    fractions, which the writer gives up after having tried: of 2,000,000 × 12 both together take 8.7 s of writing to 6.5.
+    """
+    rows = min(MAX_BATCH_ROWS, max(MIN_BATCH_ROWS, MAX_BATCH_VALUES // len(model.features)))
+    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", rows)
+    fractions = [field.name for field in schema.fields if isinstance(field.dataType, T.FloatType | T.DoubleType)]
+    for name in (*fractions, PREDICTION):
+        session.conf.set(f"parquet.enable.dictionary#{name}", "false")
 
 
 def in_larger_tasks(frame: DataFrame) -> DataFrame:
