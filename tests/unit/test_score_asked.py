@@ -114,7 +114,7 @@ def test_the_engine(folder: Path, changes: dict[str, Any], engine: str) -> None:
 
 def test_an_engine_that_cannot(folder: Path) -> None:
     window = {"mode": "window", "window": ("2026-01-01", "2026-01-02"), "time_column": "at"}
-    with pytest.raises(ScoringError, match="got --mode window is SQL"):
+    with pytest.raises(ScoringError, match="a window is scored by the engine spark"):
         choose_engine(asked(folder, engine="files", **window))
     with pytest.raises(ScoringError, match=r"got lake\.scores is no Delta or Parquet table"):
         choose_engine(asked(folder, engine="files", output="lake.scores", state="state"))

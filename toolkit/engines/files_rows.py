@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import math
@@ -103,4 +104,6 @@ def _plain(value: Any) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, datetime.datetime):
         return value.isoformat(timespec="microseconds")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return value.isoformat() if isinstance(value, datetime.date) else str(value)
