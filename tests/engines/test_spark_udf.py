@@ -179,7 +179,7 @@ def test_workers_import_neither_mlflow_nor_ray(spark: Any, shop: Shop, frame: An
 
     modules = frame.select(imported("a", "B", F.col("c").cast("float"), "region").alias("modules")).distinct().toPandas().modules
     loaded = {name for names in modules for name in names.split()}
-    assert {"xgboost", "toolkit.engines.scorer"} <= loaded
+    assert "toolkit.engines.scorer" in loaded
     assert not {"mlflow", "ray", "sklearn", "toolkit.engines.spark_scoring"} & loaded
 
 
