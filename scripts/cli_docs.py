@@ -219,6 +219,16 @@ INGEST_FIELDS = {
     "table_version": "of a Delta table; `null` for others",
 }
 
+SCHEDULE_FIELDS = {
+    "kind": "`systemd`, `cron`, `databricks` or `kubernetes`",
+    "name": "of the job",
+    "cron": "the five fields",
+    "command": "what runs, as a list",
+    "files": "file name → text",
+    "next_steps": "list of what is left to do by hand",
+    "paths": "list of the files written with `--output`",
+}
+
 SCORE_FIELDS = {
     "model": "registered name",
     "version": "what new batches were scored with",
@@ -252,6 +262,7 @@ JSON_FIELDS = {
     "new": NEW_FIELDS,
     "promote": PROMOTE_FIELDS,
     "rollback": ROLLBACK_FIELDS,
+    "schedule": SCHEDULE_FIELDS,
     "score": SCORE_FIELDS,
     "sweep": SWEEP_FIELDS,
     "train": TRAIN_FIELDS,

@@ -469,7 +469,7 @@ def test_what_is_refused(place: Place, caplog: pytest.LogCaptureFixture) -> None
     place.add(rows_of(0, 10))
     with pytest.raises(ScoringError, match=r"'idd' must be a column of .*did you mean 'id'"):
         place.score(key="idd")
-    shutil.rmtree(place.state.folder)
+    assert not place.state.folder.exists()
     place.score()
     model = dataclasses.replace(model_of(), features=(*model_of().features[:2], Feature("cc")))
     place.add(rows_of(10, 20))

@@ -181,7 +181,15 @@ def test_sigterm_between_runs_is_an_end():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.fixture
+def heeded_ctrl_c():
+    """A background job of a shell starts with Ctrl-C ignored, and so do the tests there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_a_run_interrupts_it(which):
+def test_a_signal_during_a_run_interrupts_it(which, heeded_ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         every(lambda: os.kill(os.getpid(), which), 10, failed=print, sleep=lambda _: pytest.fail("the run went on"))
