@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from toolkit.core.errors import ScoringError, nearest
 from toolkit.engines import portable_model
-from toolkit.engines.lean_imports import own_xgboost
+from toolkit.engines.lean_imports import forget_archives, own_xgboost
 from toolkit.engines.portable_model import PortableModel, PortableModelError
 
 Floats = npt.NDArray[np.float32]
@@ -52,6 +52,7 @@ def scorer_of(sha256: str, payload_of: Callable[[], bytes], spec: Mapping[str, A
     found = _loaded.pop(sha256, None)
     if found is None or found.spec != spec:  # one payload, calibrated otherwise
         found = Scorer(payload_of(), spec)
+    forget_archives()
     _loaded[sha256] = found
     while len(_loaded) > MAX_LOADED:
         del _loaded[next(iter(_loaded))]
