@@ -32,7 +32,7 @@ MANY = Model("bench-many", names(100), rounds=200, depth=8)
 SMALL = Model("bench-small", names(12), rounds=50, depth=4)
 WIDE = Model("bench-wide", names(500)[::25], rounds=200, depth=8)
 
-SPARK, FILES, FUNCTION, LIMIT = "toolkit spark", "toolkit files", "toolkit's function alone", "limit"
+SPARK, FILES, FUNCTION, LIMIT = "toolkit spark", "toolkit files", "toolkit.spark_udf", "limit"
 UDF, UDF_OWN, XGBOOST, PREDICT_BATCH = "spark_udf", "spark_udf of the toolkit's model", "xgboost.spark", "predict_batch_udf"
 ONCE, ONCE_FILES, APPEND = "incremental, engine spark", "incremental, engine files", "plain append"
 
@@ -46,7 +46,8 @@ NOTES = [
     "dictionaries; imports, processes and model are ready before.",
     "spark_udf is made once, outside the measured time, with env_manager local and a column for each feature, of the booster as "
     "mlflow.xgboost logs it with a signature of doubles; 'of the toolkit's model' is the same function of what toolkit train registered. "
-    "The toolkit resolves and fetches its model within the measured time.",
+    "toolkit.spark_udf is made once as well, and its query is the same. toolkit score resolves and fetches its model within the measured "
+    "time, looks at all rows before it writes any, and writes eight columns more.",
     "xgboost.spark is its regressor's transform over the same booster, as its classifier computes two more columns; predict_batch_udf "
     "calls inplace_predict on an array column of floats.",
     "SynapseML is not among the arms: it has no transformer for a model of XGBoost (LightGBM is its own, others go through ONNX), and its "
@@ -98,10 +99,11 @@ class Findings:
 def first(sizes: Sizes, findings: Findings) -> None:
     """Fresh Python, fresh JVM: the session's start is not measured, all imports after it are."""
     work = scoring_data.workload(f"{sizes.main:,} x 12", MAIN, sizes.main, 12)
-    measured = harness.interleave({arm: partial(_fresh, "first", arm, work) for arm in (SPARK, FILES, UDF)}, sizes.rounds)
+    measured = harness.interleave({arm: partial(_fresh, "first", arm, work) for arm in (SPARK, FILES, FUNCTION, UDF)}, sizes.rounds)
     findings.add_arms(f"fresh session, {work.title}", measured, "first_s")
-    value = harness.ratio(measured, UDF, SPARK, "first_s")
-    findings.add(f"first run in a fresh session: speed of {SPARK} over {UDF}, {work.title}", value, 3, "at_least")
+    for arm in (SPARK, FILES, FUNCTION):
+        value = harness.ratio(measured, UDF, arm, "first_s")
+        findings.add(f"first run in a fresh session: speed of {arm} over {UDF}, {work.title}", value, 3, "at_least")
     findings.notes.append(
         "A first run is timed in a new Python with a new JVM, from the session's being up until the scores are written, with the imports, "
         "the model's download and, for spark_udf, the making of the function."
@@ -138,7 +140,7 @@ def warm(sizes: Sizes, findings: Findings) -> None:
             LIMIT: limit.run,
             SPARK: scoring_arms.score_arm(MAIN, "spark"),
             FILES: scoring_arms.score_arm(MAIN, "files"),
-            FUNCTION: scoring_arms.prediction_arm(spark, MAIN),
+            FUNCTION: scoring_arms.udf_arm(spark, MAIN),
             UDF: scoring_arms.mlflow_arm(spark, MAIN),
             UDF_OWN: scoring_arms.mlflow_arm(spark, MAIN, native=False),
             XGBOOST: scoring_arms.xgboost_arm(spark, MAIN),
@@ -196,17 +198,22 @@ def delta(sizes: Sizes, findings: Findings) -> None:
         }
         runs = {name: partial(scoring_arms.timed, run, of_delta) for name, run in arms.items()}
         measured = harness.interleave(runs, sizes.rounds)
-        output = Path.cwd() / "nothing-new" / "scores"
-        arms[ONCE](table, output)
+        outputs = {arm: Path.cwd() / f"nothing-new-{number}" / "scores" for number, arm in enumerate((ONCE, ONCE_FILES))}
+        for arm, output in outputs.items():
+            arms[arm](table, output)
     findings.add_arms(f"Delta to Delta, {work.title}", measured, "wall_s")
     cost = harness.ratio(measured, ONCE, APPEND, "wall_s")
     findings.add(f"exactly once: incremental Delta over a plain append of the same prediction, {work.title}", cost, 1.15, "at_most")
-    options = {"model": asdict(MAIN), "table": str(table), "output": str(output)}
-    fresh = partial(harness.in_process, "benchmarks.scoring_fresh", "nothing new", options, cwd=Path.cwd())
-    idle = harness.interleave({"nothing new": fresh}, sizes.rounds)
-    findings.add_arms("Delta to Delta", idle, "idle_s")
-    idle_s = harness.arm(idle, "nothing new", "idle_s").median
-    findings.add("incremental run with nothing new, from its session's being up to its end", idle_s, 1.5, "at_most", "s")
+    options = {"model": asdict(MAIN), "table": str(table)}
+    fresh = partial(harness.in_process, "benchmarks.scoring_fresh", "nothing new", cwd=Path.cwd())
+    engines = {ONCE: "spark", ONCE_FILES: "files"}
+    idle = harness.interleave(
+        {arm: partial(fresh, {**options, "engine": engines[arm], "output": str(output)}) for arm, output in outputs.items()}, sizes.rounds
+    )
+    findings.add_arms("nothing new, Delta to Delta", idle, "idle_s")
+    for arm in outputs:
+        idle_s = harness.arm(idle, arm, "idle_s").median
+        findings.add(f"nothing new, {arm}: from its session's being up to its end", idle_s, 1.5, "at_most", "s")
     findings.notes.append(
         "The plain append reads the Delta table, predicts with the function of the engine spark, and appends: no checkpoint, quarantine, "
         "stamp, audit or MLflow, and the model is there before. With nothing new, the run is one of a fresh process with a session of "
@@ -239,14 +246,15 @@ def _compare(work: Workload, arms: Mapping[str, scoring_arms.Run], rounds: int, 
     findings.add_arms(work.title, measured, "wall_s")
     # Of its two forms, spark_udf is given the faster.
     rival = min((name for name in (UDF, UDF_OWN) if name in measured), key=lambda name: harness.arm(measured, name, "wall_s").median)
-    for above, below, target in ((rival, SPARK, 1.4), (LIMIT, FILES, 0.9), (LIMIT, SPARK, 0.75)):
+    compared = [(rival, FUNCTION, 1.4)] if FUNCTION in measured else []
+    for above, below, target in (*compared, (rival, SPARK, 1.4), (rival, FILES, 1.4), (LIMIT, FILES, 0.9), (LIMIT, SPARK, 0.75)):
         name = f"speed of {below} over {above}, {work.title}"
         findings.add(name, harness.ratio(measured, above, below, "wall_s"), target, "at_least")
 
 
 def _fresh(what: str, arm: str, work: Workload) -> dict[str, float]:
     with scoring_arms.scratch() as output:
-        options = {"arm": {SPARK: "spark", FILES: "files", UDF: "spark_udf"}[arm], "model": asdict(work.model)}
+        options = {"arm": {SPARK: "spark", FILES: "files", FUNCTION: "function", UDF: "spark_udf"}[arm], "model": asdict(work.model)}
         places = {"table": str(work.table), "output": str(output)}
         found = harness.in_process("benchmarks.scoring_fresh", what, {**options, **places}, cwd=Path.cwd())
         return {**found, **scoring_data.check(output, work)}

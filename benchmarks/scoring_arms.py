@@ -107,6 +107,18 @@ def prediction_arm(spark: Any, model: Model, kind: Literal["parquet", "delta"] =
     return run
 
 
+def udf_arm(spark: Any, model: Model) -> Run:
+    """`toolkit.spark_udf`, made once: the query is the one of `mlflow_arm`."""
+    import toolkit
+
+    predict = toolkit.spark_udf(spark, model.uri)
+
+    def run(table: Path, output: Path) -> None:
+        spark.read.parquet(str(table)).withColumn(PREDICTION, predict(*model.features)).write.parquet(str(output))
+
+    return run
+
+
 # --- what others have -------------------------------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,6 @@ from benchmarks import scoring_arms, scoring_memory
 from benchmarks.scoring_data import Model
 from toolkit.core.progress import SearchProgress
 
-UDF = "spark_udf"
-
 
 def first_run(arm: str, model: Mapping[str, Any], table: str, output: str) -> dict[str, float]:
     """From the moment at which a session is up until the scores are written."""
@@ -48,20 +46,24 @@ class SessionIsUp(SearchProgress):
             self.at_s = time.perf_counter()
 
 
-def nothing_new(model: Mapping[str, Any], table: str, output: str) -> dict[str, float]:
+def nothing_new(model: Mapping[str, Any], engine: Any, table: str, output: str) -> dict[str, float]:
     """From the moment at which the session of the run is up to its end."""
     from toolkit.score import score
 
     up = SessionIsUp()
     master = f"local[{scoring_arms.CORES}]"
     name = f"{Model(**model).registered}@champion"
-    result = score(name, input=table, output=f"delta:{output}", engine="spark", spark_master=master, progress=up)
+    result = score(name, input=table, output=f"delta:{output}", engine=engine, spark_master=master, progress=up)
     assert result.num_input_rows == 0, result
     return {"idle_s": time.perf_counter() - up.at_s}
 
 
 def _run(spark: Any, arm: str, model: Model) -> scoring_arms.Run:
-    return scoring_arms.mlflow_arm(spark, model) if arm == UDF else scoring_arms.score_arm(model, "files" if arm == "files" else "spark")
+    if arm == "spark_udf":
+        return scoring_arms.mlflow_arm(spark, model)
+    if arm == "function":
+        return scoring_arms.udf_arm(spark, model)
+    return scoring_arms.score_arm(model, "files" if arm == "files" else "spark")
 
 
 def main() -> None:

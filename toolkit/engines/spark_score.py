@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pyspark import StorageLevel
@@ -24,7 +22,8 @@ from toolkit.core.errors import ScoringError, UserError
 from toolkit.core.scoring import BatchCounts, Feature, ScoringModel, Stamp
 from toolkit.core.table_names import spark_path
 from toolkit.engines import spark_rows, spark_scoring
-from toolkit.engines.score_state import RESTORE, Plan, ScoreState, Scoring, write_json
+from toolkit.engines.score_state import Plan, ScoreState, Scoring, write_json
+from toolkit.engines.spark_checkpoint import check_checkpoint, has_read_all
 from toolkit.engines.spark_score_setup import Agreement
 from toolkit.engines.spark_score_tables import DeltaSink, ParquetSink, Reader, window_condition
 from toolkit.engines.spark_tables import one_line
@@ -68,6 +67,8 @@ class SparkBatches:
         """
         checkpoint = self.state.checkpoint(scoring.generation)
         check_checkpoint(self.state, scoring, checkpoint)
+        if has_read_all(self.reader.table, checkpoint):
+            return
         failures: list[BaseException] = []
 
         def on_rows(frame: DataFrame, stream_batch: int) -> None:
@@ -277,35 +278,6 @@ class SparkBatches:
 
 def _app_id(plan: Plan, part: str) -> str:
     return f"toolkit-{plan.source.get('query_id', plan.generation)}-{part}"
-
-
-def check_checkpoint(state: ScoreState, scoring: Scoring, checkpoint: Path) -> None:
-    """Whether Spark's checkpoint is the one that the plans were made with: else it would start anew, and Delta would leave out what it
-    writes under numbers that are taken.
-
-    Raises:
-        ScoringError: it is gone, another one, or older than the plans.
-    """
-    last = state.last_plan()
-    if last is None or last.generation != scoring.generation.id or scoring.query_id is None:
-        return
-    if "stream_batch" not in last.source:  # a window came last
-        numbers = (number for number in reversed(state.plan_numbers()) if "stream_batch" in state.plan(number).source)
-        last = next((plan for plan in map(state.plan, numbers) if plan.generation == scoring.generation.id), None)
-        if last is None:
-            return
-    rule = f"the checkpoint in {checkpoint} must be the one that {last.batch_id + 1} batches of {scoring.output} were made with"
-    try:
-        found = json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"]
-        newest = max(int(path.name) for path in (checkpoint / "offsets").iterdir() if path.name.isdecimal())
-    except (OSError, ValueError, KeyError) as error:
-        raise ScoringError(rule, got="none", next_step=RESTORE) from error
-    wanted = int(last.source["stream_batch"])
-    # One that was read, but not planned; it is not done.
-    is_ahead = newest == wanted + 1 and not (checkpoint / "commits" / str(newest)).exists()
-    if found != scoring.query_id or not (newest == wanted or is_ahead):
-        got = "another one" if found != scoring.query_id else f"one of stream batch {newest}, after batch {wanted} was planned"
-        raise ScoringError(rule, got=got, next_step=RESTORE)
 
 
 def _good(frame: DataFrame, why: Any) -> DataFrame:

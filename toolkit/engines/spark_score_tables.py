@@ -26,6 +26,7 @@ from toolkit.core.scoring import BATCH_ID
 from toolkit.core.table_names import TableName, spark_path
 from toolkit.engines import parquet_batches
 from toolkit.engines.score_state import RESTORE, Plan
+from toolkit.engines.spark_checkpoint import newest_offset, streamed_files
 from toolkit.engines.spark_csv import csv_options, csv_schema
 from toolkit.engines.spark_tables import one_line
 from toolkit.engines.write_once import sync
@@ -103,7 +104,7 @@ class Reader:
         """
         table = self.table
         if table.kind in ("delta", "catalog"):
-            offset = _newest_offset(checkpoint)
+            offset = newest_offset(checkpoint)
             if offset is not None and "reservoirVersion" in offset:
                 version = int(offset["reservoirVersion"])
                 return {"version": version - 1 if int(offset["index"]) < 0 else version}
@@ -322,27 +323,6 @@ def sink_of(session: SparkSession, table: TableName) -> DeltaSink | ParquetSink:
 def _literal(path: str) -> str:
     """Spark takes a path for a pattern."""
     return re.sub(r"([\\{}\[\]*?])", r"\\\1", path)
-
-
-def _newest_offset(checkpoint: Path) -> dict[str, Any] | None:
-    """Of the only source of a stream whose batches are all done."""
-    folder = checkpoint / "offsets"
-    numbers = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    if not numbers:
-        return None
-    found: dict[str, Any] = json.loads((folder / str(max(numbers))).read_text(encoding="utf-8").splitlines()[2])
-    return found
-
-
-def streamed_files(checkpoint: Path) -> list[str]:
-    """The files that the stream has read: Spark's own log of them, a file a batch, now and then all of before in one."""
-    folder = checkpoint / "sources" / "0"
-    logs = [path for path in folder.iterdir() if path.name.partition(".")[0].isdecimal()] if folder.is_dir() else []
-    newest_compact = max((int(path.stem) for path in logs if path.suffix == ".compact"), default=-1)
-    wanted = [path for path in logs if path.suffix == ".compact" or int(path.name) > newest_compact]
-    wanted = [path for path in wanted if path.suffix != ".compact" or int(path.stem) == newest_compact]
-    found = {json.loads(line)["path"] for path in wanted for line in path.read_text(encoding="utf-8").splitlines()[1:]}
-    return sorted(found)
 
 
 def window_condition(window: tuple[str, str, str], schema: T.StructType) -> str:
