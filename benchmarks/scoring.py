@@ -114,8 +114,8 @@ def memory(sizes: Sizes, findings: Findings) -> None:
     main, big = (scoring_data.workload(f"{size:,} x 12", MAIN, size, 12) for size in (sizes.main, sizes.big))
     model_mb = len(scoring_data.downloaded(MAIN)[1]) / 1e6
     idle = harness.in_process("benchmarks.scoring_fresh", "libraries", {}, cwd=Path.cwd())
-    # Spark hands over 50,000 rows at a time, as floats, of which a matrix is made; the engine files reads 65,536, as doubles.
-    batch_mb = {SPARK: 50_000 * 12 * 4 * 2 / 1e6, FILES: 65_536 * 13 * 8 / 1e6}
+    # Spark hands over 50,000 rows at a time, as floats, of which a matrix is made; the engine files reads 32,768, as doubles.
+    batch_mb = {SPARK: 50_000 * 12 * 4 * 2 / 1e6, FILES: 32_768 * 13 * 8 / 1e6}
     for arm in (SPARK, FILES):
         less, more = (_fresh("memory", arm, work) for work in (main, big))
         for work, values in ((main, less), (big, more)):

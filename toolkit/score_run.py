@@ -8,7 +8,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.errors import ScoringError, TrackingError
+from toolkit.core.errors import ScoringError, TrackingError, UserError
 from toolkit.core.progress import SearchProgress
 from toolkit.core.scoring import STATE_FOLDER, BatchCounts, RowRules, ScoringModel, with_key
 from toolkit.core.scoring_result import ScoreResult
@@ -70,13 +70,20 @@ class ScoreRun:
         # Beside the output, wherever the state is: two runs may have been told different ones.
         place = asked.state if asked.output.path is None else asked.output.path / STATE_FOLDER
         with Lease(place, asked.output.shown, self.settings.user) as lease, run:
-            scoring = self._scoring()  # once more: now nobody else changes it
+            before = self.state.read()  # once more: now nobody else changes it
+            scoring = self._scoring()
             self._check_state(agreement)
-            if scoring != self.state.read():
+            if scoring != before:
                 self.state.write(scoring)
             self._tell_of_another_model()
             self.progress.phase(f"scoring with {self.model}, engine {self.engine}")
-            self._run(scoring, agreement, rules, run.run_id, lease)
+            try:
+                self._run(scoring, agreement, rules, run.run_id, lease)
+            except UserError:
+                # Refused, not killed: the next run must not carry it out.
+                if asked.mode == "full" and not self._is_begun(scoring, agreement):
+                    self.state.take_back(scoring, before)
+                raise
             wall_s = time.monotonic() - began_s
             result = self._result(run.run_id, wall_s)
             try:
@@ -137,7 +144,7 @@ class ScoreRun:
         batches = SparkBatches(agreement, self.state, self.models.version, self.model, run_id, lease.check, self.on_batch)
         batches.finish_window(scoring)
         if asked.window is not None:
-            if scoring.generation.kind == "windows":
+            if scoring.generation.kind == "windows" or asked.input.kind == "jdbc":  # nothing is new, or nobody knows
                 batches.run_window(scoring, asked.window, None)
             elif scoring.engine == "files":
                 self._run_files(scoring, rules, run_id, lease)
@@ -177,6 +184,19 @@ class ScoreRun:
             progress=self.progress.phase,
             skip_change_commits=asked.skip_change_commits,
         )
+
+    def _is_begun(self, scoring: Scoring, agreement: Agreement | None) -> bool:
+        """Whether anything of this generation is written."""
+        from toolkit.engines.files_tables import output_of
+
+        plans = self.state.plans_of(scoring.generation)
+        if agreement is not None:
+            from toolkit.engines import spark_score
+
+            return any(spark_score.is_begun(agreement, plan) for plan in plans)
+        newest = (output_of(each).last_batch for each in (self.asked.output, self.asked.quarantine))
+        last = max((number for number in newest if number is not None), default=-1)
+        return any(plan.batch_id <= last for plan in plans)
 
     def _check_state(self, agreement: Agreement | None) -> None:
         """Raises ScoringError: output and state are not of the same past."""

@@ -26,6 +26,7 @@ DRIVER = """
 import functools, importlib, os, signal, sys, time
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 where, when, call, action = os.environ["TOOLKIT_TEST_FAULT"].split()
 module, _, path = where.partition(":")
 *owners, name = path.split(".")

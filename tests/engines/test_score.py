@@ -8,6 +8,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from tests.engines.conftest import MlflowServer
@@ -16,6 +17,7 @@ from tests.engines.score_scenes import CONF, Place, hour, table
 from tests.engines.spark_fixtures import own_session
 from toolkit.core.errors import ScoringError
 from toolkit.engines import spark_delta
+from toolkit.engines.spark_score_tables import Reader
 from toolkit.settings import Settings
 
 pytestmark = pytest.mark.engine
@@ -168,3 +170,36 @@ def test_an_output_made_of_windows(spark: Any, shop: Shop, tmp_path: Path, targe
     assert place.everything() == before
     place.score(mode="full")
     place.assert_scored(range(60))
+
+
+@pytest.mark.parametrize("target", ["delta", "parquet"])
+def test_a_window_of_a_partitioned_folder(spark: Any, shop: Shop, tmp_path: Path, target: str) -> None:
+    """Of files whose folders are a column."""
+    place = Place(spark, shop, tmp_path, "spark", source="parquet", target=target)
+    for number, part in enumerate("xy"):
+        folder = place.input / f"part={part}"
+        folder.mkdir(parents=True)
+        pq.write_table(table(number * 20, number * 20 + 20), folder / "1.parquet")
+    place.score()
+    assert place.score(mode="window", window=(hour(10), hour(30)), time_column="at").num_scored_rows == 20
+    found = place.assert_scored(range(40))
+    assert found.part.tolist() == ["x"] * 20 + ["y"] * 20
+
+
+# ---- nothing new
+
+
+@pytest.mark.parametrize(("source", "target"), [("delta", "delta"), ("parquet", "parquet"), ("csv", "delta")])
+def test_nothing_new_starts_no_stream(
+    spark: Any, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, target: str
+) -> None:
+    place = Place(spark, shop, tmp_path, "spark", source=source, target=target)
+    for begin in (0, 20):
+        place.add(table(begin, begin + 20))
+        place.score()
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "new_rows", lambda *_: pytest.fail("a stream"))
+        assert place.score().num_input_rows == 0
+    place.add(table(40, 50))
+    assert place.score().num_input_rows == 10
+    assert sorted(place.scores().id.astype(int)) == list(range(50))

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -351,6 +352,32 @@ def test_a_run_is_interrupted(scene: Callable[..., Scenario], engine: str, numbe
         scenario.release()
         answer = scenario.workplace.finish(process, 60)
         assert answer.code == 130 and answer.out == "" and "Traceback" not in answer.err, answer.err
+    scenario.restart()
+    check_exact(scenario, range(40))
+
+
+@pytest.mark.parametrize(
+    ("engine", "pause_s"),
+    [
+        ("spark", 0),
+        ("spark", 2.5),
+        ("files", 4),
+        *(pytest.param(engine, 0.5 * half, marks=pytest.mark.repeat) for engine in ("spark", "files") for half in range(1, 24)),
+    ],
+)
+def test_ctrl_c_while_the_jvm_is_asked_something(scene: Callable[..., Scenario], engine: str, pause_s: float) -> None:
+    """At whatever moment after the JVM's start: one line, and nothing is left running. A shell's background job starts with it ignored, so
+    the driver is told not to."""
+    scenario = scene(engine, "parquet", "parquet")
+    scenario.place.add(mixed(0, 40))
+    process = scenario.start(None)
+    wait_until(lambda: any("SparkSubmit" in each for each in scenario.workplace.processes()) or process.poll() is not None, 60)
+    time.sleep(pause_s)
+    os.kill(process.pid, signal.SIGINT)
+    answer = scenario.workplace.finish(process, 60)
+    assert answer.code in (130, 0), answer.err  # 0: it came too late
+    assert answer.code == 0 or (answer.out == "" and "Traceback" not in answer.err and "error:" not in answer.err), answer.err
+    scenario.workplace.all_gone()
     scenario.restart()
     check_exact(scenario, range(40))
 

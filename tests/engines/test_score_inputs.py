@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,63 @@ def test_above_the_share_nothing_is_written_and_a_raised_limit_goes_on(place: Pl
     assert place.score().num_input_rows == 0
 
 
+@pytest.mark.parametrize("target", ["delta", "parquet"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_full_run_that_is_refused_was_never_begun(place: Place, target: str, is_first: bool) -> None:
+    """The next run goes on from where the one before it was; it does not replace the output on the quiet."""
+    place.target = target
+    place.add(table(0, 20))
+    if not is_first:
+        place.score()
+    place.add(table(20, 40, b=[math.inf] * 5 + [1.0] * 15))
+
+    def there() -> dict[str, int]:
+        return {name: size for name, (size, _) in place.everything().items()}
+
+    before = there()
+    for _ in range(2):
+        with pytest.raises(ScoringError, match="may be bad"):
+            place.score(mode="full")
+        assert there() == before
+    result = place.score(max_bad_share=0.25)
+    assert (result.num_input_rows, result.num_quarantined_rows) == (40 if is_first else 20, 5)
+    place.assert_scored([*range(20), *range(25, 40)])
+    assert place.score(mode="full", max_bad_share=0.25).num_input_rows == 40
+    place.assert_scored([*range(20), *range(25, 40)])
+
+
+def test_a_row_that_crashes_native_code_is_found(spark: Any, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python worker is killed where it predicts 666; as in `test_files_scoring`, by the engine spark."""
+    from toolkit.engines import scorer, spark_scoring
+
+    original, run = scorer.Scorer._predict, scorer.score_batches
+
+    def poisoned(self: Any, features: Any) -> Any:
+        if (features[:, 0] == 666).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, features)
+
+    def poisoned_batches(*arguments: Any) -> Iterator[Any]:
+        from toolkit.engines.scorer import Scorer
+
+        Scorer._predict = poisoned  # type: ignore[method-assign]
+        try:
+            yield from run(*arguments)
+        finally:
+            Scorer._predict = original  # type: ignore[method-assign]
+
+    # Travels to the workers by value.
+    monkeypatch.setattr(spark_scoring, "score_batches", poisoned_batches)
+    place = Place(spark, shop, tmp_path, "spark", name="inputs")
+    place.add(table(0, 40, a=[666.0 if number == 7 else float(number) for number in range(40)]))
+    result = place.score()
+    assert result.reasons == {"native_crash": 1} and result.num_scored_rows == 39
+    assert place.quarantined().id.tolist() == [7]
+    assert place.scores().id.tolist() == [number for number in range(40) if number != 7]
+    place.add(table(40, 50))
+    assert place.score().num_scored_rows == 10
+
+
 def test_copies_of_a_key_are_kept_quarantined_or_refused(place: Place) -> None:
     place.add(table(0, 20, id=[1, 1, 1, *range(3, 20)]))
     before = place.everything()
@@ -199,8 +258,11 @@ def test_a_jdbc_table(spark: Any, shop: Shop, tmp_path: Path) -> None:
     result = place.score(input=f"{address}#WINES", mode="full")
     assert result.num_scored_rows == 30
     place.score(input=f"{address}#WINES", mode="full")
-    found = place.scores().rename(columns=str.lower)
+    again = place.score(input=f"{address}#WINES", mode="window", window=(hour(5), hour(10)), time_column="at")
+    assert again.num_scored_rows == 5
+    found = place.scores()
     assert found.id.tolist() == list(range(30))
+    assert found.id[found.scoring_run_id == again.mlflow_run_id].tolist() == list(range(5, 10))
 
 
 def test_tables_of_the_catalog(spark: Any, shop: Shop, tmp_path: Path) -> None:

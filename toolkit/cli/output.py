@@ -107,5 +107,6 @@ def show_warnings() -> None:
     if not logging.root.handlers:
         # Else py4j's `logging.info` installs one, which shows ours a second time.
         others = _Plain(level=logging.WARNING)
-        others.addFilter(lambda record: record.name.partition(".")[0] != logger.name)
+        py4j = ("java_gateway", "clientserver")  # what they say, they also raise
+        others.addFilter(lambda record: record.name.partition(".")[0] != logger.name and record.module not in py4j)
         logging.root.addHandler(others)

@@ -37,7 +37,7 @@ from toolkit.engines.files_rows import check_rows, raw_row
 from toolkit.engines.files_writer import FileWriter, WrittenFile
 from toolkit.engines.scorer import EXPLANATION_TYPE, Scorer, Scores, explanation_array, scorer_of, scorer_spec
 
-BATCH_ROWS = 65_536
+BATCH_ROWS = 32_768
 BATCH_BYTES = 32 * 2**20
 """Of a wide table fewer rows are read at once; a value counts as 8 bytes."""
 
@@ -134,6 +134,7 @@ class _Task:
         finally:
             self.scores.abandon()
             self.bad.abandon()
+            pa.default_memory_pool().release_unused()  # the worker lives on, and Arrow would keep it for the next task
 
     def _score(self, piece: Piece) -> None:
         with pq.ParquetFile(piece.path, coerce_int96_timestamp_unit="us") as file:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-ROW_GROUP_BYTES = 64 * 2**20
+ROW_GROUP_BYTES = 16 * 2**20
 """Of memory, before compression."""
 
 

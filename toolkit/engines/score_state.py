@@ -18,6 +18,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,22 @@ class ScoreState:
         """Whether that batch is finished and had rows that were scored."""
         content = self._read(self.folder / "finished" / f"{batch_id:09d}.json")
         return content is not None and content["num_scored_rows"] > 0
+
+    def plans_of(self, generation: Generation) -> list[Plan]:
+        """By number."""
+        plans = (self.plan(number) for number in self.plan_numbers())
+        return [plan for plan in plans if plan.generation == generation.id]
+
+    def take_back(self, scoring: Scoring, before: Scoring | None) -> None:
+        """A generation of which nothing was written was never begun: the one `before` it goes on."""
+        for plan in self.plans_of(scoring.generation):
+            for path in (self.folder / "plans").glob(f"{plan.batch_id:09d}.*"):
+                path.unlink()
+        shutil.rmtree(self.checkpoint(scoring.generation), ignore_errors=True)
+        if before is not None:
+            self.write(before)
+        else:
+            (self.folder / "scoring.json").unlink(missing_ok=True)
 
     def checkpoint(self, generation: Generation) -> Path:
         return self.folder / "checkpoints" / generation.id

@@ -49,7 +49,7 @@ def has_read_all(table: TableName, checkpoint: Path) -> bool:
     A stream of Delta takes 2 to 9 s to find that out, for it puts together again what its last batch was made of.
     """
     offset = newest_offset(checkpoint)
-    if table.path is None or offset is None or not _is_committed(checkpoint):
+    if table.path is None or not table.path.is_dir() or offset is None or not _is_committed(checkpoint):
         return False
     if table.kind == "delta":
         try:

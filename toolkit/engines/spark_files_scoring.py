@@ -115,8 +115,7 @@ def score_files(
 
 def _past(state: ScoreState, scoring: Scoring) -> list[Plan]:
     """The plans of this generation by this engine, by number."""
-    plans = (state.plan(number) for number in state.plan_numbers())
-    return [plan for plan in plans if plan.generation == scoring.generation.id and plan.extra.get("engine") == "files"]
+    return [plan for plan in state.plans_of(scoring.generation) if plan.extra.get("engine") == "files"]
 
 
 class _Files:

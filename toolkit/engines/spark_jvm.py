@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from py4j.protocol import Py4JNetworkError
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
@@ -53,8 +56,17 @@ class Jvm:
         reader, writer = os.pipe()
         listener = threading.Thread(target=self._listen, args=(reader,), name="spark-stderr", daemon=True)
         listener.start()
+        settings = SparkConf().setAll(list(at_launch.items()))
+        pool = ThreadPoolExecutor(1)
+        launched = pool.submit(launch_gateway, settings, {"stderr": writer})
         try:
-            gateway = launch_gateway(SparkConf().setAll(list(at_launch.items())), {"stderr": writer})  # type: ignore[no-untyped-call]
+            gateway = launched.result()
+        except KeyboardInterrupt:
+            pool.shutdown()  # else it would leave a JVM that nobody knows
+            os.close(writer)
+            if launched.exception() is None:
+                launched.result().proc.kill()
+            raise
         except Exception as error:
             os.close(writer)
             listener.join()
@@ -86,8 +98,8 @@ class Jvm:
         else:
             if self.is_own:
                 # Executors that leave while the driver goes are no errors.
-                context.setLogLevel("OFF")
-            session.stop()
+                once_more(lambda: context.setLogLevel("OFF"))
+            once_more(session.stop)
         self.end()
 
     def end(self) -> None:
@@ -113,6 +125,17 @@ class Jvm:
                     held_back.append(line)
                 else:
                     _show(line)
+
+
+def once_more(call: Callable[[], object]) -> None:
+    """Ask the JVM something after what may have been a Ctrl-C: py4j gives up all connections then, and the next ones may be among them."""
+    for pause_s in (0.1, 0.3, 1.0):
+        try:
+            call()
+            return
+        except Py4JNetworkError:
+            time.sleep(pause_s)
+    call()
 
 
 def _show(line: str) -> None:

@@ -24,9 +24,10 @@ from toolkit.core.table_names import spark_path
 from toolkit.engines import spark_rows, spark_scoring
 from toolkit.engines.score_state import Plan, ScoreState, Scoring, write_json
 from toolkit.engines.spark_checkpoint import check_checkpoint, has_read_all
+from toolkit.engines.spark_jvm import once_more
 from toolkit.engines.spark_score_setup import Agreement
 from toolkit.engines.spark_score_tables import DeltaSink, ParquetSink, Reader, window_condition
-from toolkit.engines.spark_tables import one_line
+from toolkit.engines.spark_tables import java_stack, one_line
 
 POLL_S = 1
 # What Spark says of a Python worker that was ended by a signal.
@@ -81,7 +82,8 @@ class SparkBatches:
             except BaseException as error:
                 failures.append(error)
                 logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it shows what goes through it, and this is told in one line
-                raise
+                # Spark looks through its text with a regular expression, and for that of a Java error its stack is too small.
+                raise RuntimeError("a batch failed") from None
 
         stream = self.reader.new_rows(self.agreement.schema, max_batch_gib)
         with one_line(self.reader.table.shown, "check the input"):
@@ -97,7 +99,7 @@ class SparkBatches:
                 raise failures[0] from None
             raise self._stream_error(error) from error
         except BaseException:
-            query.stop()
+            once_more(query.stop)
             raise
         if failures:
             raise failures[0]
@@ -128,7 +130,7 @@ class SparkBatches:
         try:
             self.execute(self._window_rows(last.source, last.window), last)
         except UserError as error:
-            if self.agreement.scores.is_written(last, _app_id(last, "scores")):
+            if is_begun(self.agreement, last):
                 raise
             _logger.warning("the window %s to %s, which was broken off, is given up: %s", *last.window[1:], error)
 
@@ -186,7 +188,7 @@ class SparkBatches:
                 self._execute(frame, plan, model, guarded=False)
                 return
             except Exception as error:
-                if not any(text in str(error) for text in _CRASHES):
+                if not _is_crash(error):
                     raise
                 # Kept, for a batch that is called again must find the same bad rows.
                 write_json(crashed, {"reason": str(error)[:500]})
@@ -250,7 +252,7 @@ class SparkBatches:
         elif self.agreement.widened and isinstance(sink, DeltaSink):
             sink.widen(self.agreement.widened)
         num_rows = counts.num_scored_rows if part == "scores" else counts.num_quarantined_rows
-        sink.write(frame, plan, _app_id(plan, part), num_rows, facts)
+        sink.write(frame, plan, app_id(plan, part), num_rows, facts)
 
     def _check_share(self, counts: BatchCounts) -> None:
         if counts.num_quarantined_rows and counts.bad_share > self.agreement.rules.max_bad_share:
@@ -276,8 +278,20 @@ class SparkBatches:
             return mapped
 
 
-def _app_id(plan: Plan, part: str) -> str:
+def is_begun(agreement: Agreement, plan: Plan) -> bool:
+    """Whether anything of a batch is written: its scores come first."""
+    return agreement.scores.is_written(plan, app_id(plan, "scores"))
+
+
+def app_id(plan: Plan, part: str) -> str:
+    """Of a batch's transaction in a Delta table. `part`: `scores` or `quarantine`."""
     return f"toolkit-{plan.source.get('query_id', plan.generation)}-{part}"
+
+
+def _is_crash(error: BaseException) -> bool:
+    """Whether a Python worker was ended by a signal."""
+    texts = f"{error}\n{java_stack(error)}"
+    return any(text in texts for text in _CRASHES) or (error.__cause__ is not None and _is_crash(error.__cause__))
 
 
 def _good(frame: DataFrame, why: Any) -> DataFrame:

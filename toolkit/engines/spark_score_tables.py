@@ -127,8 +127,10 @@ class Reader:
             with one_line(self.table.shown, "restore the file, or score all anew with --mode full"):
                 if self.table.kind == "csv":
                     frame = self.session.read.schema(csv_schema(self.table)).options(**csv_options(self.table)).csv(files)
-                else:
+                elif self.table.path is not None and self.table.path.is_file():
                     frame = self.session.read.parquet(*files)
+                else:  # some of its columns may be folders
+                    frame = self.session.read.option("basePath", self.table.location).parquet(*files)
             return self._filtered(frame)
         return self.all_rows()
 

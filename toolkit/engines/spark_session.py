@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +60,7 @@ def check_java(java_home: Path | None) -> None:
 
 def open_new(master: str | None, conf: Mapping[str, str], app_name: str) -> tuple[Any, Jvm]:
     try:
-        from pyspark import SparkConf
+        from pyspark import SparkConf, SparkContext
         from pyspark.sql import SparkSession
 
         from toolkit.engines.spark_jvm import Jvm
@@ -74,8 +73,7 @@ def open_new(master: str | None, conf: Mapping[str, str], app_name: str) -> tupl
     builder = SparkSession.builder.appName(app_name)
     for name, value in conf.items():
         builder = builder.config(name, value)
-    jvm = Jvm()
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    jvm, pool = Jvm(), ThreadPoolExecutor(1)
     try:
         jvm.start(conf)
         if master is None:
@@ -83,8 +81,12 @@ def open_new(master: str | None, conf: Mapping[str, str], app_name: str) -> tupl
             default = SparkConf().get("spark.master", None)
             check_master(default, None)
             check_reachable(default)
+        # In another thread: in the main one pyspark answers Ctrl-C by cancelling all jobs, in the middle of whatever is being asked of the
+        # JVM; and Ray's workers are jobs.
+        pool.submit(SparkContext.getOrCreate, SparkConf().setAll([("spark.app.name", app_name), *conf.items()])).result()
         return builder.getOrCreate(), jvm
     except (ClusterError, KeyboardInterrupt):
+        pool.shutdown()
         jvm.end()
         raise
     except Exception as error:  # the JVM's, py4j's and pyspark's own trees have nothing in common
@@ -94,10 +96,7 @@ def open_new(master: str | None, conf: Mapping[str, str], app_name: str) -> tupl
             "a Spark session must start", got=reason, next_step="see --spark-conf spark.log.level=INFO for the whole story"
         ) from error
     finally:
-        # pyspark answers Ctrl-C by cancelling all jobs, and Ray's workers are jobs.
-        if threading.current_thread() is threading.main_thread():
-            for each, handler in before.items():
-                signal.signal(each, handler)
+        pool.shutdown()
 
 
 def reason_of(error: BaseException) -> str:

@@ -33,6 +33,7 @@ SAMPLE_ROWS = 1000
 FLOAT32_BYTES = 4
 GIB = 2**30
 
+_WRITE_FAILED = "[TASK_WRITE_FAILED]"  # which says nothing of why
 RESULT_SIZE = "spark.driver.maxResultSize"
 NESTED = (ArrayType, MapType, StructType, UserDefinedType, VariantType)
 
@@ -154,9 +155,16 @@ def one_line(name: str, next_step: str, num_bytes: int = 0) -> Iterator[None]:
         raise DataError("data: Spark cannot read it", got=f"{name}: {_reason(error)}", next_step=next_step) from error
 
 
+def java_stack(error: BaseException) -> str:
+    """With all causes; empty where the error is not the JVM's."""
+    return str(getattr(error, "_stackTrace", "") or "")
+
+
 def _reason(error: Exception) -> str:
     """The line of Spark's many that says why."""
     text = str(error)
+    if text.startswith(_WRITE_FAILED):
+        text = java_stack(error) or text
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if "Traceback (most recent call last):\n" in text:  # a Python worker's: what follows the last frame, as the first line not indented
         _, _, stack = text.rpartition("Traceback (most recent call last):\n")
@@ -165,7 +173,7 @@ def _reason(error: Exception) -> str:
         lines.pop(0)
     causes = [_without_class(line) for line in lines[:1] + [line for line in lines[1:] if line.startswith("Caused by: ")]]
     # What has a name among Spark's errors was written for users; else the innermost is the reason.
-    return next((cause for cause in causes if cause.startswith("[")), causes[-1])
+    return next((cause for cause in causes if cause.startswith("[") and not cause.startswith(_WRITE_FAILED)), causes[-1])
 
 
 def _without_class(line: str) -> str:
