@@ -18,6 +18,7 @@ from tests.engines.spark_fixtures import own_session
 from toolkit import Metric, Sklearn, XGBoost
 from toolkit.core.model_spec import ModelPackage
 from toolkit.engines import portable_model, spark_delta
+from toolkit.engines.mlflow_spark import spark_flavor
 from toolkit.settings import Settings
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -81,7 +82,7 @@ def test_a_pipeline_of_spark_ml(spark: Any, shop: Shop, tmp_path: Path) -> None:
     mlflow.set_experiment("pipelines")
     signature = mlflow.models.infer_signature(frame[["a", "b", "c"]], pd.DataFrame({"prediction": [0.0]}))
     with mlflow.start_run():
-        logged = mlflow.spark.log_model(
+        logged = spark_flavor().log_model(
             fitted, "model", registered_model_name="kinds_pipeline", signature=signature, pip_requirements=[], dfs_tmpdir=str(tmp_path / "tmp")
         )  # fmt: skip
     place = Place(spark, shop, tmp_path, "auto", name="kinds_pipeline")

@@ -23,6 +23,7 @@ from toolkit.core.registry import parse_model
 from toolkit.core.scoring import Feature, ScoringModel
 from toolkit.engines import portable_model
 from toolkit.engines.mlflow_scoring_model import fetch
+from toolkit.engines.mlflow_spark import spark_flavor
 from toolkit.engines.spark_scoring import score_function, with_prediction
 
 pytestmark = pytest.mark.engine
@@ -218,7 +219,6 @@ def test_a_model_without_a_spec_goes_through_mlflow(spark: Any, shop: Shop, tmp_
 
 def test_a_pipeline_of_spark_ml_transforms(spark: Any, shop: Shop, tmp_path: Path) -> None:
     """Columns of the table that are named as those of the pipeline's stages stay what they were."""
-    import mlflow.spark
     from pyspark.ml import Pipeline
     from pyspark.ml.classification import LogisticRegression
     from pyspark.ml.feature import VectorAssembler
@@ -232,7 +232,7 @@ def test_a_pipeline_of_spark_ml_transforms(spark: Any, shop: Shop, tmp_path: Pat
     mlflow.set_experiment("foreign")
     signature = mlflow.models.infer_signature(table[["a", "b"]])
     with mlflow.start_run():
-        mlflow.spark.log_model(
+        spark_flavor().log_model(
             pipeline,
             "model",
             registered_model_name="udf_pipeline",

@@ -51,10 +51,10 @@ def log_model(store: MlflowStore, experiment_id: str, run_id: str, package: Mode
 
 def log_spark_model(store: MlflowStore, experiment_id: str, run_id: str, model: Any, example: pd.DataFrame, name: str) -> str:
     """A fitted pipeline of Spark ML in MLflow's Spark flavour; its session must be active. Otherwise as `log_model`."""
-    import mlflow.spark
+    from toolkit.engines.mlflow_spark import spark_flavor
 
     def save(path: Path, mlmodel: Model) -> None:
-        mlflow.spark.save_model(
+        spark_flavor().save_model(
             model,
             str(path),
             mlflow_model=mlmodel,

@@ -95,9 +95,9 @@ def input_types(model: ScoringModel) -> dict[str, str]:
 
 def spark_pipeline(model: ScoringModel) -> Any:
     """The `PipelineModel` of Spark ML; the session must be active."""
-    import mlflow.spark
+    from toolkit.engines.mlflow_spark import spark_flavor
 
-    return mlflow.spark.load_model(str(model.folder))
+    return spark_flavor().load_model(str(model.folder))
 
 
 def spark_function(session: Any, model: ScoringModel, result_type: str | None = None) -> Any:
