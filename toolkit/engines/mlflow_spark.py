@@ -9,6 +9,5 @@ import mlflow.spark
 
 def spark_flavor() -> ModuleType:
     """`mlflow.spark`, for one use at once: it keeps the file system of the first JVM for ever, and of one that has ended it is no use."""
-    kept = mlflow.spark._HadoopFileSystem
-    kept._filesystem = kept._conf = None
+    mlflow.spark._HadoopFileSystem._filesystem = None
     return mlflow.spark
